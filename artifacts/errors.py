@@ -1,0 +1,62 @@
+"""Every error that alignflow raises on purpose.
+
+    AlignError                 exit status 1
+    ├── UserError              exit status 2: what was given is wrong; nothing was trained
+    │   ├── RecipeError        the recipe or an override
+    │   ├── DataError          a data file or one of its rows
+    │   ├── ModelError         a base model, its tokenizer or its chat template
+    │   └── HomeError          no room, or no right to write, under $ALIGN_HOME
+    ├── FingerprintError       a value without a stable form was to be hashed
+    └── StageError             a stage failed; run the same command again to go on
+
+All carry one message, so that they survive pickling and the trip from a trainer's process.
+"""
+
+from __future__ import annotations
+
+
+class AlignError(Exception):
+    """The root; `exit_status` is what the command line ends with."""
+
+    exit_status = 1
+
+
+class UserError(AlignError):
+    """What the user gave is wrong: says where, what was wanted, what was got, what to do."""
+
+    exit_status = 2
+
+
+class RecipeError(UserError):
+    """The recipe, or an override of it; the message lists every problem at once."""
+
+
+class DataError(UserError):
+    """A data file, or a row of one (named by file, row number and field)."""
+
+
+class ModelError(UserError):
+    """A base model that can't be used as it is."""
+
+
+class HomeError(UserError):
+    """`$ALIGN_HOME` has no room or can't be written."""
+
+
+class FingerprintError(AlignError):
+    """A value that has no stable form can't be part of a key."""
+
+
+class StageError(AlignError):
+    """A stage failed while it ran."""
+
+
+_BY_NAME: dict[str, type[AlignError]] = {
+    cls.__name__: cls
+    for cls in (UserError, RecipeError, DataError, ModelError, HomeError, FingerprintError, StageError)
+}
+
+
+def revive(name: str, message: str) -> AlignError:
+    """The error that a trainer's process reported by `name`, or a StageError for anything unforeseen."""
+    return _BY_NAME.get(name, StageError)(message)

@@ -1,0 +1,122 @@
+"""What a stage takes and makes: handles that say where an output is, and load nothing.
+
+    Artifact
+    ├── Model                 something that generates text
+    │   ├── Checkpoint        complete weights with their tokenizer: a base, a full fine-tune, a merge
+    │   └── Adapter           LoRA weights alone, relative to one base
+    ├── RewardModel           adapter (or complete trunk), head and offset
+    ├── Demonstrations        prompts with completions, rendered and tokenised
+    ├── Preferences           prompts with a chosen and a rejected completion
+    └── Report                an evaluation of one policy
+
+A handle knows its key and its folder before the stage has run, because both follow from the plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Artifact(BaseModel):
+    """A stage's output: the key it is stored under and the folder with its files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = "artifact"
+    key: str
+    path: Path
+
+    def digest(self) -> str:
+        """The digest of the output's bytes, from the manifest beside it."""
+        return str(json.loads((self.path.parent / "manifest.json").read_text())["digest"])
+
+
+class Model(Artifact):
+    """Something that generates text."""
+
+    kind: ClassVar[str] = "model"
+
+
+class Checkpoint(Model):
+    """Complete weights in safetensors, with tokenizer and chat template; loads with plain transformers."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+
+class Adapter(Model):
+    """LoRA weights alone; `base` is the checkpoint they were trained on. Adapters never stack."""
+
+    kind: ClassVar[str] = "adapter"
+    base: Checkpoint
+
+
+class RewardModel(Artifact):
+    """Scores a completion. `base` is the checkpoint whose tokenizer it reads."""
+
+    kind: ClassVar[str] = "reward_model"
+    base: Checkpoint
+
+
+class Dataset(Artifact):
+    """Rows in one normalised form, rendered with the template of `base` and tokenised."""
+
+    kind: ClassVar[str] = "dataset"
+    base: Checkpoint
+
+    def train_rows(self) -> int | None:
+        """Training rows, from the report of the stage that made it; None before it has run."""
+        try:
+            return int(json.loads((self.path / "report.json").read_text())["train"]["rows"])
+        except FileNotFoundError:
+            return None
+
+
+class Demonstrations(Dataset):
+    """Rows of prompt and completion."""
+
+    kind: ClassVar[str] = "demonstrations"
+
+
+class Preferences(Dataset):
+    """Rows of prompt, chosen and rejected."""
+
+    kind: ClassVar[str] = "preferences"
+
+
+class Report(Artifact):
+    """An evaluation of one policy: figures and completions."""
+
+    kind: ClassVar[str] = "report"
+
+
+def base_of(model: Model) -> Checkpoint:
+    """The checkpoint that a model's forward pass starts from."""
+    if isinstance(model, Adapter):
+        return model.base
+    assert isinstance(model, Checkpoint)
+    return model
+
+
+_KINDS: dict[str, type[Artifact]] = {
+    cls.kind: cls for cls in (Checkpoint, Adapter, RewardModel, Demonstrations, Preferences, Report)
+}
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """A handle as plain JSON values, with its kind."""
+    plain: dict[str, Any] = {"kind": artifact.kind, "key": artifact.key, "path": str(artifact.path)}
+    if (base := getattr(artifact, "base", None)) is not None:
+        plain["base"] = describe(base)
+    return plain
+
+
+def revive(plain: Mapping[str, Any]) -> Artifact:
+    """The handle that `describe` wrote down."""
+    fields = {name: value for name, value in plain.items() if name != "kind"}
+    if "base" in fields:
+        fields["base"] = revive(fields["base"])
+    return _KINDS[plain["kind"]](**fields)

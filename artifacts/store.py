@@ -1,0 +1,178 @@
+"""Where outputs are kept: `$ALIGN_HOME/store/<uses>-<key>/`, complete or not there at all.
+
+A stage works in `drafts/<uses>-<key>/`, the same folder each time it is started, so an interrupted stage finds its
+own checkpoints. `commit` syncs the files, writes the manifest last and renames the folder. A hit is verified, not
+believed. One key is worked on by one process at a time, under a lock that the kernel drops when its holders die.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import HomeError, StageError
+from artifacts.fingerprint import FileDigests, file_digest
+from artifacts.manifest import FileRecord, Manifest, digest_of, library_versions
+
+KEY_IN_NAME = 20
+
+
+class Store:
+    """The folder that `home` (`$ALIGN_HOME`) names. Nothing is created until something is written."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.digests = FileDigests(home / "digests.json")
+
+    def folder(self, uses: str, key: str) -> Path:
+        """Where the finished output of this key is, or will be."""
+        return self.home / "store" / f"{uses}-{key[:KEY_IN_NAME]}"
+
+    def draft(self, uses: str, key: str) -> Path:
+        """The one folder in which a stage with this key works."""
+        return self.home / "drafts" / f"{uses}-{key[:KEY_IN_NAME]}"
+
+    def get(self, uses: str, key: str) -> Manifest | None:
+        """The manifest of a result that is there and intact, else None."""
+        return None if self.damage(uses, key) is not None else Manifest.read(self.folder(uses, key))
+
+    def damage(self, uses: str, key: str) -> str | None:
+        """None if the result is there and intact, "" if it was never made, else what is wrong with it."""
+        folder = self.folder(uses, key)
+        if not folder.exists():
+            return ""
+        try:
+            manifest = Manifest.read(folder)
+        except (OSError, ValueError):
+            return "its manifest is missing or unreadable"
+        for name, record in manifest.files.items():
+            path = folder / "out" / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != record.size:
+                return f"{name} has {path.stat().st_size} bytes instead of {record.size}"
+            if self.digests.of(path) != record.sha256:
+                return f"the content of {name} has changed"
+        return None
+
+    def all(self) -> Iterator[Manifest]:
+        """Every readable manifest, newest first."""
+        found = []
+        for path in (self.home / "store").glob("*/manifest.json"):
+            try:
+                found.append(Manifest.read(path.parent))
+            except (OSError, ValueError):
+                continue
+        yield from sorted(found, key=lambda manifest: manifest.created, reverse=True)
+
+    @contextmanager
+    def lock(self, uses: str, key: str, waiting: Callable[[str], None] | None = None) -> Iterator[int]:
+        """Hold the key; yields a file descriptor that a trainer may inherit, so that the lock outlives us with it.
+
+        While another process holds it, `waiting` is told who, once.
+        """
+        path = self.home / "locks" / f"{uses}-{key[:KEY_IN_NAME]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting:
+                    waiting(path.read_text() or "another process")
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()}".encode(), 0)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def commit(
+        self, *, uses: str, key: str, kind: str, payload: dict[str, Any], fields: dict[str, Any],
+        metrics: dict[str, float], seconds: float, source_digest: str,
+    ) -> Manifest:  # fmt: skip
+        """Turn a finished draft into a result: sync, manifest last, rename. A damaged predecessor makes way."""
+        draft, final = self.draft(uses, key), self.folder(uses, key)
+        files = {
+            path.relative_to(draft / "out").as_posix(): _seal(path)
+            for path in sorted((draft / "out").rglob("*"))
+            if path.is_file()
+        }
+        if not files:
+            raise StageError(f"{uses}: finished without writing anything under {draft / 'out'}")
+        manifest = Manifest(
+            uses=uses, key=key, kind=kind, digest=digest_of(files), files=files, payload=payload, fields=fields,
+            metrics=metrics, seconds=seconds, created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            source_digest=source_digest, versions=library_versions(),
+        )  # fmt: skip
+        shutil.rmtree(draft / "work", ignore_errors=True)
+        _write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
+        _sync_folder(draft)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            final.rename(self._aside(final))
+        draft.rename(final)
+        _sync_folder(final.parent)
+        for name, record in files.items():
+            self.digests.remember(final / "out" / name, record.sha256)
+        self.digests.save()
+        return manifest
+
+    def set_aside(self, uses: str, key: str) -> None:
+        """Take a damaged result out of the way; it is kept under `damaged/` for whoever wants to look."""
+        if (final := self.folder(uses, key)).exists():
+            final.rename(self._aside(final))
+
+    def _aside(self, folder: Path) -> Path:
+        place = self.home / "damaged" / f"{folder.name}-{time.time_ns()}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def check_writable(self, needed: int) -> None:
+        """Raise HomeError unless `needed` bytes can be written here."""
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            probe = self.home / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise HomeError(
+                f"$ALIGN_HOME: wanted a folder that can be written, got {self.home} ({error.strerror}); "
+                "set ALIGN_HOME to another folder or correct its rights"
+            ) from error
+        free = shutil.disk_usage(self.home).free
+        if free < needed:
+            raise HomeError(
+                f"$ALIGN_HOME: wanted {needed / 2**20:,.0f} MiB free for this plan, got {free / 2**20:,.0f} MiB "
+                f"at {self.home}; make room or set ALIGN_HOME to another disk"
+            )
+
+
+def _seal(path: Path) -> FileRecord:
+    """Sync a finished file, make it readable by all and writable by none, and record it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+    return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,136 @@
+"""The flow that people trigger: a recipe, run as cached Prefect tasks."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flows.home import align_home, prepare_services
+
+prepare_services(align_home())
+
+from prefect import flow, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.exceptions import MissingContextError  # noqa: E402
+from prefect.logging import get_run_logger  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
+
+from artifacts.errors import AlignError, StageError, UserError  # noqa: E402
+from artifacts.store import Store  # noqa: E402
+from flows.caching import StageKey  # noqa: E402
+from flows.execute import StageResult, execute, found, missing  # noqa: E402
+from flows.records import RunRecord  # noqa: E402
+from flows.summary import conclude  # noqa: E402
+from flows.tracking import Tracker  # noqa: E402
+from flows.watch import Watcher, watcher  # noqa: E402
+from pipelines.plan import Plan, Planned, make_plan  # noqa: E402
+from pipelines.reasons import verdicts  # noqa: E402
+from pipelines.recipe import load_recipe  # noqa: E402
+
+
+@flow(name="align", validate_parameters=True, persist_result=False)
+def align(
+    recipe: str = "pipelines/quickstart.yaml",
+    overrides: dict[str, Any] | None = None,
+    execution: dict[str, Any] | None = None,
+    until: str | None = None,
+    strict_env: bool = False,
+) -> dict[str, Any]:
+    """Run a recipe's stages in order, each from the cache if nothing that it depends on has changed.
+
+    Args:
+        recipe: Path of the recipe.
+        overrides: Fields that differ from the recipe, such as {"dpo.beta": 0.2}.
+        execution: How to run, such as {"threads": 2}; never changes a result.
+        until: Stop after this stage.
+        strict_env: Let library versions count as part of every stage's identity.
+    """
+    watch = watcher()
+    watch.logger = _logger(watch)
+    store = Store(align_home())
+    plan = make_plan(load_recipe(Path(recipe), overrides, execution), store, strict_env=strict_env).until(until)
+    store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
+    for label, verdict in verdicts(plan, store).items():
+        if verdict.drift and verdict.cached:
+            watch.line(label, f"cached, but {verdict.drift}")
+    name = plan.recipe.name
+    run_id = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    tracker = Tracker.connect(store.home, name, watch)
+    tracker.begin(plan, run_id, flow_run.id)
+    results, errors = _run_all(plan, store, tracker, watch)
+    record = RunRecord.of(plan, run_id, flow_run.id, tracker.parent, results)
+    record.save(store.home)
+    summary = conclude(record, plan, tracker, store, flow_run.ui_url)
+    create_markdown_artifact(summary, key="summary", description=f"Run {run_id}")
+    _raise(errors)
+    return record.as_dict()
+
+
+def _run_all(
+    plan: Plan, store: Store, tracker: Tracker, watch: Watcher
+) -> tuple[dict[str, StageResult], list[AlignError]]:
+    """Every stage whose inputs are there; a wrong input ends the run, a failure only its descendants."""
+    results: dict[str, StageResult] = {}
+    errors: list[AlignError] = []
+    for planned in plan.stages:
+        lacking = [label for label in planned.needs if results[label].path is None]
+        if lacking or any(isinstance(error, UserError) for error in errors):
+            reason = f"{', '.join(lacking)} has no output" if lacking else "the run ended before it"
+            results[planned.label] = missing(planned, "skipped", reason)
+            continue
+        started = time.monotonic()
+        try:
+            result = _run_stage(planned, plan, store, tracker, watch)
+        except AlignError as error:
+            errors.append(error)
+            result = missing(planned, "failed", str(error), time.monotonic() - started)
+        results[planned.label] = result
+        watch.stage(planned.label, result.status, result.error or f"{result.seconds:.0f} s")
+    return results, errors
+
+
+def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, watch: Watcher) -> StageResult:
+    """One Prefect task, named after the stage and cached under its key; called here, in the main thread.
+
+    The task's result is a pointer. If Prefect answers from its cache, the store's manifest gives the line.
+    """
+    made: list[StageResult] = []
+
+    def stage(key: str) -> dict[str, str]:
+        result = execute(planned, store, tracker, watch, seed=plan.recipe.seed, execution=plan.recipe.execution)
+        made.append(result)
+        return {"key": result.key, "digest": result.digest or "", "mlflow_run_id": result.mlflow_run_id or ""}
+
+    watch.stage(planned.label, "starts")
+    cached = task(
+        name=planned.label,
+        task_run_name=f"{planned.label}-{planned.key[:8]}",
+        cache_policy=StageKey(planned=planned, store=store),
+        persist_result=True,
+        result_serializer="json",
+    )(stage)
+    cached(planned.key)
+    return made[0] if made else found(planned, store, tracker)
+
+
+def _logger(watch: Watcher) -> Any:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return watch.logger
+
+
+def _raise(errors: list[AlignError]) -> None:
+    """Make the flow run `Failed`, with every stage's message."""
+    if errors:
+        kind = UserError if any(isinstance(error, UserError) for error in errors) else StageError
+        raise kind("\n".join(str(error) for error in errors))
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parent.parent)
+    align()

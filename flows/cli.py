@@ -1,0 +1,145 @@
+"""The `align` command: a contract (see the README) of verbs, exit statuses and `--json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import AlignError, UserError
+from flows.home import align_home, prepare_services
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 done; 1 a stage failed; 2 what was given is wrong; 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.verb(args))
+    except AlignError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `align runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="align", description="Align a language model: a recipe's stages, cached, tracked, compared."
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    run = _recipe_verb(verbs, "run", _run, "run a recipe; what is cached is not run again")
+    run.add_argument("--quiet", action="store_true", help="no progress, only the table at the end")
+    plan = _recipe_verb(verbs, "plan", _plan, "what a run would do, and why; runs nothing")
+    plan.add_argument("--why", metavar="STAGE", help="only this stage, with every difference")
+    runs = verbs.add_parser("runs", help="the runs so far, the newest first")
+    runs.set_defaults(verb=_runs)
+    show = verbs.add_parser("show", help="one run: its stages, figures and folders")
+    show.add_argument("run", metavar="RUN", help="a run_id, its beginning, or `last`")
+    show.set_defaults(verb=_show)
+    compare = verbs.add_parser("compare", help="policies side by side, from runs or evaluate stages")
+    compare.add_argument("what", nargs="+", metavar="RUN|STAGE", help="RUN, RUN:stage, or the beginning of a key")
+    compare.add_argument("--chart", type=Path, metavar="FILE.png", help="write the chart to this file")
+    compare.add_argument("--completions", type=int, default=0, metavar="N", help="show N prompts side by side")
+    compare.set_defaults(verb=_compare)
+    for sub in (runs, show, compare):
+        sub.add_argument("--json", action="store_true", help="one object on standard output")
+    chat = verbs.add_parser("chat", help="talk to a model: a stage's output, or a folder")
+    chat.add_argument("what", metavar="STAGE|FOLDER", help="RUN:stage, the beginning of a key, or a model folder")
+    chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time")
+    chat.add_argument("--max-new-tokens", type=int, default=256)
+    chat.set_defaults(verb=_chat)
+    return parser
+
+
+def _recipe_verb(verbs: Any, name: str, verb: Any, help_text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=help_text)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as pipelines/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="stage.field=value", help="fields that differ from the recipe")
+    parser.add_argument("--exec", action="append", default=[], metavar="NAME=VALUE", dest="execution",
+                        help="how to run, such as threads=2; never changes a result")  # fmt: skip
+    parser.add_argument("--until", metavar="STAGE", help="this stage and what it needs, no more")
+    parser.add_argument("--strict-env", action="store_true", help="let library versions count as part of the keys")
+    parser.add_argument("--json", action="store_true", help="one object on standard output, all else on standard error")
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from flows.run import run_recipe
+
+    return run_recipe(
+        args.recipe,
+        *_given(args),
+        until=args.until,
+        strict_env=args.strict_env,
+        as_json=args.json,
+        quiet=args.quiet,
+    )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from flows.planning import show_plan
+
+    return show_plan(
+        args.recipe,
+        *_given(args),
+        until=args.until,
+        strict_env=args.strict_env,
+        as_json=args.json,
+        why=args.why,
+    )
+
+
+def _given(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    from pipelines.recipe import parse_assignments
+
+    return parse_assignments(args.overrides, "override"), parse_assignments(args.execution, "--exec")
+
+
+def _runs(args: argparse.Namespace) -> int:
+    from flows.records import load_records
+    from flows.tables import runs_table
+
+    records = load_records(align_home())
+    print(json.dumps([record.as_dict() for record in records]) if args.json else runs_table(records))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from flows.records import find_record
+    from flows.tables import run_tables
+
+    record = find_record(align_home(), args.run)
+    print(json.dumps(record.as_dict()) if args.json else run_tables(record, paths=True))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from flows.comparing import compare
+
+    return compare(args.what, as_json=args.json, chart_file=args.chart, completions=args.completions)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from flows.chat import chat
+
+    if args.temperature < 0:
+        raise UserError(f"--temperature: wanted 0 or more, got {args.temperature}")
+    return chat(args.what, temperature=args.temperature, max_new_tokens=args.max_new_tokens)
+
+
+prepare_services(align_home())
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Where outputs go, and what the two services need to know of it before they are imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def align_home() -> Path:
+    """`$ALIGN_HOME`, by default `.align/` in the current folder."""
+    return Path(os.environ.get("ALIGN_HOME") or ".align").resolve()
+
+
+def prepare_services(home: Path) -> None:
+    """Environment variables that Prefect and MLflow read when they are imported; what is set already stays.
+
+    Prefect's result records (pointers, never weights) live under `$ALIGN_HOME`, so that they go where the store goes.
+    """
+    defaults = {
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect-results"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

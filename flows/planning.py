@@ -1,0 +1,57 @@
+"""`align plan`: for each stage whether it is cached and why not, parameters, memory, steps. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError
+from artifacts.store import Store
+from flows.home import align_home
+from flows.tables import plan_table
+from pipelines.plan import Plan, make_plan
+from pipelines.problems import did_you_mean
+from pipelines.reasons import Verdict, verdicts
+from pipelines.recipe import load_recipe
+from tasks.settings import Estimate, Training
+
+
+def show_plan(
+    recipe: Path, overrides: Mapping[str, Any], execution: Mapping[str, Any], *,
+    until: str | None, strict_env: bool, as_json: bool, why: str | None,
+) -> int:  # fmt: skip
+    """Print the plan; changes nothing but the memory of file digests."""
+    store = Store(align_home())
+    plan = make_plan(load_recipe(recipe, overrides, execution), store, strict_env=strict_env).until(until)
+    found = verdicts(plan, store)
+    if why is not None:
+        return _why(plan, found, why)
+    stages = [_line(plan, label, verdict) for label, verdict in found.items()]
+    if as_json:
+        print(json.dumps({"recipe": str(recipe), "stages": stages}))
+    else:
+        print(plan_table(stages))
+    return 0
+
+
+def _line(plan: Plan, label: str, verdict: Verdict) -> dict[str, Any]:
+    planned = plan[label]
+    estimate = planned.stage.estimate() if isinstance(planned.stage, Training) else Estimate()
+    return {
+        "name": label, "uses": planned.uses, "key": planned.key, "cached": verdict.cached,
+        "reason": "; ".join(filter(None, [verdict.reason, verdict.drift])),
+        "parameters": estimate.parameters, "trainable": estimate.trainable,
+        "memory_bytes": estimate.memory_bytes, "steps": estimate.steps,
+    }  # fmt: skip
+
+
+def _why(plan: Plan, found: Mapping[str, Verdict], label: str) -> int:
+    if label not in found:
+        raise UserError(f"--why: no stage is named {label!r}" + did_you_mean(label, found))
+    verdict = found[label]
+    print(f"{label} ({plan[label].key[:12]}): {'cached' if verdict.cached else 'will run'}")
+    for reason in filter(None, [*verdict.reason.split("; "), verdict.drift]):
+        print(f"  {reason}")
+    return 0

@@ -1,0 +1,72 @@
+"""What is left of a run: `$ALIGN_HOME/runs/<run_id>.json`, the same object that `align run --json` prints. Schema 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import UserError
+from flows.execute import StageResult
+from pipelines.plan import Plan
+from pipelines.problems import did_you_mean
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run and its stages, in the order in which they ran."""
+
+    recipe: str
+    run_id: str
+    flow_run_id: str | None
+    mlflow_run_id: str | None
+    stages: list[dict[str, Any]]
+
+    @classmethod
+    def of(
+        cls, plan: Plan, run_id: str, flow_run_id: str | None, mlflow_run_id: str | None,
+        results: Mapping[str, StageResult],
+    ) -> RunRecord:  # fmt: skip
+        stages = [results[planned.label].as_dict() for planned in plan.stages]
+        return cls(str(plan.recipe.path), run_id, flow_run_id, mlflow_run_id, stages)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, home: Path) -> None:
+        """Write it under `home`."""
+        folder = home / "runs"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.run_id}.json").write_text(json.dumps(self.as_dict(), indent=1))
+
+    @property
+    def reports(self) -> dict[str, Path]:
+        """The folders of the evaluations in this run, by stage name."""
+        return {
+            stage["name"]: Path(stage["path"])
+            for stage in self.stages
+            if stage["path"] and (Path(stage["path"]) / "completions.jsonl").exists()
+        }
+
+
+def load_records(home: Path) -> list[RunRecord]:
+    """Every run under `home`, the newest first."""
+    paths = sorted((home / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [RunRecord(**json.loads(path.read_text())) for path in paths]
+
+
+def find_record(home: Path, run_id: str) -> RunRecord:
+    """The run with this id, or with the only id that starts so; `last` is the newest. Raises UserError."""
+    records = load_records(home)
+    if run_id == "last" and records:
+        return records[0]
+    matching = [record for record in records if record.run_id.startswith(run_id)]
+    exact = [record for record in matching if record.run_id == run_id]
+    if len(exact or matching) == 1:
+        return (exact or matching)[0]
+    if matching:
+        raise UserError(f"{run_id!r} could be any of {', '.join(record.run_id for record in matching[:5])}")
+    hint = did_you_mean(run_id, [record.run_id for record in records])
+    raise UserError(f"no run is named {run_id!r}{hint}; `align runs` lists them")

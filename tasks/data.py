@@ -1,0 +1,232 @@
+"""The data stage: any file of rows -> one normalised, rendered, tokenised form, with a split and a report.
+
+Nothing is dropped without being counted: `report.json` says how many rows came in, went out, and why not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from artifacts.errors import DataError
+from artifacts.fingerprint import FileDigests, canonical
+from artifacts.kinds import Artifact, Checkpoint, Demonstrations, Preferences
+from tasks.context import Context
+from tasks.rendering import Renderer, Template
+from tasks.rows import Form, Row, RowError, read_rows
+from tasks.sources import locate
+from tasks.stage import Stage
+
+
+class Data(Stage):
+    """Rows for training and the held-out rows (`test`) that go with them."""
+
+    outside: ClassVar[frozenset[str]] = frozenset({"source", "test_source"})
+
+    base: Checkpoint
+    """Whose tokenizer and chat template render the rows."""
+    form: Form
+    """`demonstrations` (prompt and completion) or `preferences` (prompt, chosen and rejected)."""
+    source: str = Field(min_length=1)
+    """A .json, .jsonl, .csv or .parquet file, or a hub id."""
+    test_source: str | None = None
+    """A file of held-out rows; without it, `test_size` of the prompts are held out."""
+    test_size: float = Field(0.1, ge=0, lt=1)
+    """The share of prompts that is held out of `source`; unused with `test_source`."""
+    template: Template = "chat"
+    """The base's chat template, or the `### Instruction:` text."""
+    max_length: int = Field(512, ge=8)
+    """Tokens in a row; what is longer is dealt with as `overlong` says."""
+    overlong: Literal["truncate", "drop"] = "truncate"
+    """Cut a longer row at the end, or leave it out; either is counted in the report."""
+    limit: int | None = Field(None, ge=2)
+    """Take only so many of the rows for training, chosen by the seed."""
+
+    def output(self, key: str, path: Path) -> Artifact:
+        kind = Demonstrations if self.form == "demonstrations" else Preferences
+        return kind(key=key, path=path, base=self.base)
+
+    def locate(self, folders: Sequence[Path]) -> Self:
+        found = {"source": locate(self.source, folders, repo="dataset")}
+        if self.test_source is not None:
+            found["test_source"] = locate(self.test_source, folders, repo="dataset")
+        for source in found.values():
+            _check_readable(source)
+        return self.model_copy(update=found)
+
+    def content(self, digests: FileDigests) -> dict[str, Any]:
+        named = {"source": self.source, "test_source": self.test_source}
+        return {name: _content(source, digests) for name, source in named.items() if source is not None}
+
+    def run(self, ctx: Context) -> dict[str, float]:
+        reasons: Counter[str] = Counter()
+        rows = read_rows(self.source, self.form)
+        total = len(rows)
+        rows = _distinct(rows, reasons, self.source)
+        if self.test_source is None:
+            train, test = _split(rows, self.test_size, ctx.seed)
+        else:
+            test = _distinct(read_rows(self.test_source, self.form), Counter(), self.test_source)
+            train = _without_prompts(rows, test, reasons)
+        if self.limit is not None and len(train) > self.limit:
+            reasons["over the limit"] += len(train) - self.limit
+            train = sorted(_shuffled(train, ctx.seed)[: self.limit], key=lambda row: row.row)
+        if not train:
+            raise DataError(
+                f"{Path(self.source).name}: no row is left for training; held out or dropped: {dict(reasons)}"
+            )
+        renderer = Renderer(self.base, self.template)
+        report: dict[str, Any] = {
+            "form": self.form,
+            "rows_in": total,
+            "train": self._write(ctx, "train", train, renderer, self.source, reasons),
+            "test": self._write(ctx, "test", test, renderer, self.test_source or self.source, Counter()),
+            "left_out": dict(sorted(reasons.items())),
+        }
+        (ctx.out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))
+        ctx.say(_summary(report))
+        return {
+            "data/rows_train": float(report["train"]["rows"]), "data/rows_test": float(report["test"]["rows"]),
+            "data/tokens_train": float(report["train"]["tokens"]),
+            "data/supervised_share": report["train"]["supervised_share"],
+        }  # fmt: skip
+
+    def _write(
+        self,
+        ctx: Context,
+        split: str,
+        rows: list[Row],
+        renderer: Renderer,
+        source: str,
+        reasons: Counter[str],
+    ) -> dict[str, Any]:
+        """Tokenise rows into `<split>.jsonl`; gives their figures."""
+        written, problems, cut = [], [], 0
+        for done, row in enumerate(rows, start=1):
+            try:
+                item, was_cut = self._tokenised(row, renderer)
+            except RowError as error:
+                problems.append(f"{Path(source).name}: row {row.row}: {error}")
+                continue
+            if was_cut and self.overlong == "drop":
+                reasons[f"longer than {self.max_length} tokens"] += 1
+                continue
+            cut += was_cut
+            written.append(item)
+            if done % 100 == 0 or done == len(rows):
+                ctx.progress(done, len(rows), f"{split} rows")
+        if problems:
+            raise DataError("\n".join(problems[:10]))
+        (ctx.out / f"{split}.jsonl").write_text("".join(canonical(item) + "\n" for item in written))
+        return {**_figures(written), "truncated": cut}
+
+    def _tokenised(self, row: Row, renderer: Renderer) -> tuple[dict[str, Any], bool]:
+        """The row with its ids, and whether anything had to be cut."""
+        prompt_ids = renderer.prompt_ids(row)
+        room = self.max_length - len(prompt_ids)
+        item: dict[str, Any] = {"row": row.row, "prompt": row.prompt, "prompt_ids": prompt_ids}
+        if row.check is not None:
+            item["check"] = row.check
+        names = ["completion"] if self.form == "demonstrations" else ["chosen", "rejected"]
+        was_cut = False
+        for name in names:
+            ids = renderer.completion_ids(row, getattr(row, name))
+            was_cut |= len(ids) > room
+            if room <= 0 and self.overlong == "truncate":
+                raise RowError(
+                    f"its prompt has {len(prompt_ids)} tokens, so within max_length {self.max_length} no supervised "
+                    "token is left; raise max_length, or set `overlong: drop`"
+                )
+            item[name] = getattr(row, name)
+            item[f"{name}_ids"] = ids[:room]
+        return item, was_cut
+
+
+def _check_readable(source: str) -> None:
+    if source.startswith("hub:"):
+        return
+    path = Path(source)
+    if path.is_dir():
+        raise DataError(f"source: wanted a file, got the folder {path}")
+    if path.stat().st_size == 0:
+        raise DataError(f"source: {path} is empty")
+
+
+def _content(source: str, digests: FileDigests) -> dict[str, str]:
+    if source.startswith("hub:"):
+        return {"hub": source}
+    return {"sha256": digests.of(Path(source)), "format": Path(source).suffix}
+
+
+def _distinct(rows: list[Row], reasons: Counter[str], source: str) -> list[Row]:
+    """Each row once, the first of equals kept."""
+    first: dict[Any, Row] = {}
+    for row in rows:
+        first.setdefault(row.content, row)
+    if len(first) == 1 and len(rows) > 1:
+        raise DataError(f"{Path(source).name}: all {len(rows)} rows are the same one; there is nothing to learn from")
+    if len(first) < len(rows):
+        reasons["duplicate"] += len(rows) - len(first)
+    return list(first.values())
+
+
+def _shuffled(rows: Iterable[Row], seed: int) -> list[Row]:
+    """In an order that depends on the seed and on each row's prompt alone."""
+    return sorted(rows, key=lambda row: (_draw(row, seed), row.row))
+
+
+def _draw(row: Row, seed: int) -> str:
+    return hashlib.sha256(canonical([seed, row.conversation]).encode()).hexdigest()
+
+
+def _split(rows: list[Row], test_size: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Hold out a share of the prompts, never a part of one prompt's rows."""
+    draws = sorted({_draw(row, seed) for row in rows})
+    held = set(draws[: round(test_size * len(draws))])
+    return [row for row in rows if _draw(row, seed) not in held], [row for row in rows if _draw(row, seed) in held]
+
+
+def _without_prompts(rows: list[Row], test: list[Row], reasons: Counter[str]) -> list[Row]:
+    """The rows whose prompt is not among the held-out ones."""
+    held = {row.conversation for row in test}
+    kept = [row for row in rows if row.conversation not in held]
+    if len(kept) < len(rows):
+        reasons["prompt is in the held-out file"] += len(rows) - len(kept)
+    return kept
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and lengths in tokens of the rows as they will be trained on."""
+    prompts = [len(row["prompt_ids"]) for row in rows]
+    completions = [len(row[name]) for row in rows for name in row if name.endswith("_ids") and name != "prompt_ids"]
+    repeated = sum(prompts) * (2 if rows and "chosen_ids" in rows[0] else 1)
+    total = repeated + sum(completions)
+    return {
+        "rows": len(rows), "tokens": total, "supervised_share": sum(completions) / total if total else 0.0,
+        "prompt_tokens": _spread(prompts), "completion_tokens": _spread(completions),
+    }  # fmt: skip
+
+
+def _spread(lengths: list[int]) -> dict[str, float]:
+    if not lengths:
+        return {}
+    ordered = sorted(lengths)
+    return {
+        "mean": sum(ordered) / len(ordered), "median": float(ordered[len(ordered) // 2]),
+        "p95": float(ordered[int(0.95 * (len(ordered) - 1))]), "max": float(ordered[-1]),
+    }  # fmt: skip
+
+
+def _summary(report: dict[str, Any]) -> str:
+    left_out = ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()) or "none"
+    train = report["train"]
+    return (
+        f"{report['rows_in']} rows in; {train['rows']} for training, {report['test']['rows']} held out; left out: "
+        f"{left_out}; cut: {train['truncated']}; {train['tokens']} tokens, {train['supervised_share']:.0%} supervised"
+    )

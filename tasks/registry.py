@@ -1,0 +1,25 @@
+"""Every stage by the name that recipes use: one line each, and nothing else anywhere names a method."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from tasks.stage import Stage
+
+STAGES: dict[str, str] = {
+    "base": "tasks.base_model:BaseModelStage",
+    "data": "tasks.data:Data",
+    "sft": "tasks.sft:SFT",
+    "reward": "tasks.reward:Reward",
+    "dpo": "tasks.dpo:DPO",
+    "merge": "tasks.merge:Merge",
+    "evaluate": "tasks.evaluate:Evaluate",
+}
+
+
+def stage_class(uses: str) -> type[Stage]:
+    """The class behind a name; raises KeyError for a name that is not registered."""
+    module, name = STAGES[uses].split(":")
+    cls = getattr(import_module(module), name)
+    assert issubclass(cls, Stage)
+    return cls

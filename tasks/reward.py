@@ -1,0 +1,97 @@
+"""Reward model: one scalar for a prompt with its completion, higher for what people chose.
+
+Bradley and Terry 1952; Stiennon et al. 2020 (arXiv:2009.01325), equation 1. With r the scalar read at the last token:
+
+    L = - log sigmoid(r(x, chosen) - r(x, rejected))
+
+The loss knows differences only, so r is free up to a constant; an offset measured on held-out chosen completions
+brings their mean to 0, so that scores of different reward models can be read side by side. TRL's RewardTrainer
+computes the loss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from artifacts.errors import DataError
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Preferences, RewardModel
+from tasks.context import Context
+from tasks.settings import LoRA, Training
+from tasks.statistics import wins
+
+
+class Reward(Training):
+    """Trains a scalar head with an adapter of its own on the base, or with `lora: null` all weights."""
+
+    base: Checkpoint
+    data: Preferences
+    adapter: Adapter | None = None
+    """Start from this adapter (an SFT's) instead of a fresh one; its shape is taken over."""
+    lora: LoRA | None = LoRA()
+    """Settings of a fresh adapter; null trains all weights."""
+    eval_rows: int = Field(64, ge=0)
+    """Held-out pairs for the figures along the way; the final accuracy is always over all of them."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.adapter is not None and "lora" in self.model_fields_set and self.lora != LoRA():
+            raise ValueError("lora must be left out when `adapter` gives the adapter to start from")
+        return self
+
+    def output(self, key: str, path: Path) -> Artifact:
+        return RewardModel(key=key, path=path, base=self.base)
+
+    def dataset(self) -> Dataset:
+        return self.data
+
+    def start(self) -> Checkpoint:
+        return self.base
+
+    def lora_settings(self) -> LoRA | None:
+        return self.lora
+
+    def run(self, ctx: Context) -> dict[str, float]:
+        from datasets import Dataset as Rows
+        from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
+
+        from tasks.training.classifier import classifier, save_reward
+        from tasks.training.models import load_tokenizer
+        from tasks.training.rows import load_rows, pair_length
+        from tasks.training.trainer import arguments, fit, ids_only
+
+        rows, held_out = load_rows(self.data, "train"), load_rows(self.data, "test")
+        if not held_out:
+            raise DataError("reward: wanted held-out pairs to measure the reward model on; set the data's test_size")
+        lengths = [pair_length(row) for row in rows]
+        model = classifier(self.base, self.lora, self.adapter, ctx)
+        tests = held_out[: self.eval_rows]
+        trainer = ids_only(RewardTrainer, lengths, ctx.seed)(
+            model=model,
+            args=arguments(RewardConfig, self, ctx, len(rows), len(tests)),
+            train_dataset=Rows.from_list([whole_ids(row) for row in rows]),
+            eval_dataset=Rows.from_list([whole_ids(row) for row in tests]) if tests else None,
+            processing_class=load_tokenizer(self.base),
+        )
+        metrics = fit(trainer, self, ctx, lengths)
+        scores = save_reward(model, self.base, held_out, ctx)
+        return {**metrics, **judged(scores, held_out, ctx)}
+
+
+def whole_ids(row: dict[str, Any]) -> dict[str, list[int]]:
+    """Prompt and completion as one sequence, for each side of the pair."""
+    return {f"{side}_ids": row["prompt_ids"] + row[f"{side}_ids"] for side in ("chosen", "rejected")}
+
+
+def judged(scores: list[tuple[float, float]], rows: list[dict[str, Any]], ctx: Context) -> dict[str, float]:
+    """Held-out accuracy, beside what "the longer completion wins" would get; ties count half.
+
+    `scores` are (chosen, rejected) for each row.
+    """
+    lengths = [(float(len(row["chosen_ids"])), float(len(row["rejected_ids"]))) for row in rows]
+    accuracy, longer = sum(wins(scores)) / len(rows), sum(wins(lengths)) / len(rows)
+    ctx.say(f"held-out accuracy {accuracy:.1%} on {len(rows)} pairs; the longer completion wins: {longer:.1%}")
+    margin = sum(chosen - rejected for chosen, rejected in scores) / len(scores)
+    return {"eval/reward_accuracy": accuracy, "eval/length_baseline": longer, "eval/reward_margin": margin}

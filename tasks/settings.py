@@ -1,0 +1,118 @@
+"""Fields that every training stage has, and what follows from them before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from artifacts.kinds import Adapter, Checkpoint, Dataset, Model
+from tasks.shape import ModelShape
+from tasks.stage import Stage
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+
+
+class LoRA(BaseModel):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W x + (alpha / rank) B A x with W frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    rank: int = Field(16, ge=1)
+    """r: columns of B, rows of A."""
+    alpha: float = Field(32, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """On the adapter's input while training."""
+    target_modules: Literal["all-linear"] | Name | list[Name] = "all-linear"
+    """`all-linear`, a list of module names, or a regular expression over full module names."""
+    top_layers: int | None = Field(None, ge=1)
+    """Adapters on the last k layers only: the layers below need no backward pass."""
+
+
+class Estimate(NamedTuple):
+    """What a plan says of a stage before it runs; None where nothing is known yet."""
+
+    parameters: int | None = None
+    trainable: int | None = None
+    steps: int | None = None
+    memory_bytes: int | None = None
+
+
+class Training(Stage):
+    """Optimisation: AdamW, linear warm-up, then cosine decay from `learning_rate` to `min_learning_rate`."""
+
+    batch_size: int = Field(8, ge=1)
+    """Rows in one optimizer step, over all processes and micro-batches."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training rows."""
+    max_steps: int | None = Field(None, ge=1)
+    """End after so many optimizer steps, whatever `epochs` says."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """The highest, reached after the warm-up."""
+    min_learning_rate: float = Field(0.0, ge=0)
+    """Where the cosine ends."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """The share of all steps in which the rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's, on everything trained but biases and norms."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    eval_interval: int | None = Field(None, ge=1)
+    """Optimizer steps between two evaluations on the test split; by default once, at the end."""
+
+    def dataset(self) -> Dataset:
+        """The rows that it trains on."""
+        raise NotImplementedError
+
+    def start(self) -> Model:
+        """The model that it starts from."""
+        raise NotImplementedError
+
+    def lora_settings(self) -> LoRA | None:
+        """The adapters that it trains, None for all weights."""
+        raise NotImplementedError
+
+    def micro_batch_matters(self) -> bool:
+        """With dropout, the random numbers fall differently on other micro-batches."""
+        lora = self.lora_settings()
+        return lora is not None and lora.dropout > 0
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps on so many training rows."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
+
+    def disk_bytes(self) -> int:
+        shape = ModelShape.of(self.start())
+        if shape is None:
+            return 512 << 20
+        trained = self.trained(shape)
+        return 4 * trained + 3 * 12 * trained + (64 << 20)  # the output; checkpoints with two moments
+
+    def trained(self, shape: ModelShape) -> int:
+        """How many parameters receive gradients."""
+        start = self.start()
+        if isinstance(start, Adapter):
+            return shape.adapter_parameters(start)
+        lora = self.lora_settings()
+        if lora is None:
+            return shape.parameters
+        return shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers)
+
+    def estimate(self) -> Estimate:
+        """Parameters and memory from the base's configuration, steps from the data's report; needs no torch."""
+        shape = ModelShape.of(self.start())
+        rows = self.dataset().train_rows()
+        steps = None if rows is None else self.steps(rows)
+        if shape is None:
+            return Estimate(steps=steps)
+        trained = self.trained(shape)
+        return Estimate(shape.parameters + trained, trained, steps, shape.training_bytes(trained, self.batch_size))
+
+
+def full(start: Model, lora: LoRA | None) -> bool:
+    """Whether all weights are trained."""
+    return isinstance(start, Checkpoint) and lora is None

@@ -1,0 +1,139 @@
+"""What a model's configuration says of its size, in closed form: no torch, no weights.
+
+Llama-shaped models (SmolLM2, Llama, Mistral, Qwen2) and GPT-2-shaped ones are known; for others nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from artifacts.kinds import Adapter, Model, base_of
+
+Linear = tuple[str, int, int]
+"""Module name, inputs, outputs."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Parameter counts of one architecture."""
+
+    layers: int
+    hidden: int
+    vocabulary: int
+    linears: tuple[Linear, ...]
+    """The linear modules of one layer."""
+    others: int
+    """Embeddings, norms, biases and an untied head: all that is not in `linears`."""
+    bytes_each: int
+    prefix: str
+
+    @classmethod
+    def of(cls, model: Model) -> Self | None:
+        """The shape of a model's base, or None before it exists or for an unknown architecture."""
+        path = base_of(model).path / "config.json"
+        return cls.from_config(json.loads(path.read_text())) if path.exists() else None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self | None:
+        """From the contents of a `config.json`."""
+        if config.get("model_type") in ("llama", "mistral", "qwen2"):
+            return cls(**_llama(config), bytes_each=_width(config), prefix="model.layers")
+        if config.get("model_type") == "gpt2":
+            return cls(**_gpt2(config), bytes_each=_width(config), prefix="transformer.h")
+        return None
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.layers * sum(inputs * outputs for _, inputs, outputs in self.linears) + self.others
+
+    def lora_parameters(self, rank: int, targets: str | list[str], top_layers: int | None) -> int:
+        """r (inputs + outputs) for each adapted module: A is (r, inputs), B is (outputs, r)."""
+        layers = range(self.layers - min(top_layers or self.layers, self.layers), self.layers)
+        return sum(
+            rank * (inputs + outputs)
+            for layer in layers
+            for name, inputs, outputs in self.linears
+            if adapted(f"{self.prefix}.{layer}.{name}", targets)
+        )
+
+    def adapter_parameters(self, adapter: Adapter) -> int:
+        """The parameters of an adapter: from its file once it is there, else 0."""
+        path = adapter.path / "adapter_model.safetensors"
+        return tensor_elements(path) if path.exists() else 0
+
+    def training_bytes(self, trained: int, batch_size: int, tokens: int = 128) -> int:
+        """Memory of one training step on rows of about `tokens` tokens; a rough estimate.
+
+        Weights; gradients and two moments in float32 for what is trained; activations that the backward pass keeps
+        (about 16 hidden vectors a layer and token); logits and their gradient over the vocabulary.
+        """
+        weights = self.parameters * self.bytes_each + 16 * trained
+        activations = batch_size * tokens * self.layers * self.hidden * 16 * self.bytes_each
+        logits = batch_size * tokens // 2 * self.vocabulary * 4 * 2
+        return weights + activations + logits + (700 << 20)  # the libraries themselves
+
+
+def _llama(config: dict[str, Any]) -> dict[str, Any]:
+    hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]
+    heads, inner = config["num_attention_heads"], config["intermediate_size"]
+    size = config.get("head_dim") or hidden // heads
+    pairs = (config.get("num_key_value_heads") or heads) * size
+    linears = (
+        ("self_attn.q_proj", hidden, heads * size), ("self_attn.k_proj", hidden, pairs),
+        ("self_attn.v_proj", hidden, pairs), ("self_attn.o_proj", heads * size, hidden),
+        ("mlp.gate_proj", hidden, inner), ("mlp.up_proj", hidden, inner), ("mlp.down_proj", inner, hidden),
+    )  # fmt: skip
+    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", False) else 2)
+    return {
+        "layers": layers, "hidden": hidden, "vocabulary": vocabulary, "linears": linears,
+        "others": embeddings + (2 * layers + 1) * hidden,
+    }  # fmt: skip
+
+
+def _gpt2(config: dict[str, Any]) -> dict[str, Any]:
+    hidden, layers, vocabulary = config["n_embd"], config["n_layer"], config["vocab_size"]
+    inner = config.get("n_inner") or 4 * hidden
+    linears = (
+        ("attn.c_attn", hidden, 3 * hidden), ("attn.c_proj", hidden, hidden),
+        ("mlp.c_fc", hidden, inner), ("mlp.c_proj", inner, hidden),
+    )  # fmt: skip
+    biases = layers * (3 * hidden + hidden + inner + hidden)
+    others = (vocabulary + config["n_positions"]) * hidden + (4 * layers + 2) * hidden + biases
+    return {
+        "layers": layers,
+        "hidden": hidden,
+        "vocabulary": vocabulary,
+        "linears": linears,
+        "others": others,
+    }
+
+
+def _width(config: dict[str, Any]) -> int:
+    return 2 if str(config.get("dtype") or config.get("torch_dtype")).endswith("16") else 4
+
+
+def adapted(name: str, targets: str | list[str]) -> bool:
+    if targets == "all-linear":
+        return True
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith("." + target) for target in targets)
+
+
+def tensor_elements(path: Path) -> int:
+    """The number of elements in a safetensors file, from its header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            count = 1
+            for size in tensor["shape"]:
+                count *= size
+            total += count
+    return total

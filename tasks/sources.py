@@ -1,0 +1,55 @@
+"""Where data and base models come from: a file or folder, an installed package, or a hub id pinned to a commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from artifacts.errors import DataError, ModelError, UserError
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_TIMEOUT_S = 10
+
+
+def locate(source: str, folders: Sequence[Path], *, repo: Literal["model", "dataset"]) -> str:
+    """`source` as an absolute path, or as `hub:org/name@commit`.
+
+    Raises DataError or ModelError if it is neither there nor reachable on the hub.
+    """
+    wrong: type[UserError] = ModelError if repo == "model" else DataError
+    if source.startswith("hub:"):
+        return f"hub:{_pinned(source.removeprefix('hub:'), repo, wrong)}"
+    places = [Path(source).expanduser()] if Path(source).is_absolute() else [folder / source for folder in folders]
+    for place in places:
+        if place.exists():
+            return str(place.resolve())
+    if HUB_ID.fullmatch(source) and not Path(source).suffix:
+        return f"hub:{_pinned(source, repo, wrong)}"
+    looked = " nor at ".join(dict.fromkeys(str(place) for place in places))
+    raise wrong(f"source: nothing is at {looked}; give a path from the recipe's folder or from here")
+
+
+def _pinned(name: str, repo: str, wrong: type[UserError]) -> str:
+    """`org/name@commit` for a hub id, so that a moving branch can't change what a key stands for."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    identity, _, revision = name.partition("@")
+    try:
+        info = HfApi().repo_info(identity, revision=revision or None, repo_type=repo, timeout=HUB_TIMEOUT_S)
+    except HfHubHTTPError as error:
+        raise wrong(f"source: the hub has no {repo} {name!r} that you may read ({error.__class__.__name__})") from error
+    except Exception as error:
+        raise wrong(
+            f"source: {name!r} is no file here, and the hub can't be reached to look it up "
+            f"({error.__class__.__name__}); download it and give its folder instead"
+        ) from error
+    return f"{identity}@{info.sha}"
+
+
+def split_hub(source: str) -> tuple[str, str]:
+    """`hub:org/name@commit` as (`org/name`, `commit`)."""
+    identity, _, commit = source.removeprefix("hub:").partition("@")
+    return identity, commit

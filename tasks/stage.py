@@ -1,0 +1,106 @@
+"""What a stage is: fields that are its identity, inputs that are other stages' outputs, and a `run`."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, Union
+
+from pydantic import BaseModel, ConfigDict
+
+from artifacts.fingerprint import FileDigests, file_digest
+from artifacts.kinds import Artifact
+from tasks.context import Context
+
+
+class Input(NamedTuple):
+    """A field that takes another stage's output."""
+
+    kind: type[Artifact]
+    required: bool
+
+
+class Stage(BaseModel):
+    """One unit of a recipe. Every field is hashed into the key; where and how it runs comes as a `Context`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    version: ClassVar[int] = 1
+    """Bump when the same fields would now give other bytes."""
+    seeded: ClassVar[bool] = True
+    """Whether the recipe's seed changes the result."""
+    outside: ClassVar[frozenset[str]] = frozenset()
+    """Fields that name things outside the store; the key holds their content instead of their name."""
+
+    def output(self, key: str, path: Path) -> Artifact:
+        """The handle of what this stage makes, known before it runs."""
+        raise NotImplementedError
+
+    def run(self, ctx: Context) -> dict[str, float]:
+        """Do the work, write under `ctx.out`, return the headline metrics."""
+        raise NotImplementedError
+
+    def locate(self, folders: Sequence[Path]) -> Self:
+        """This stage with the names in `outside` resolved against `folders`; raises UserError if missing."""
+        return self
+
+    def content(self, digests: FileDigests) -> dict[str, Any]:
+        """What stands in the key for the fields in `outside`."""
+        return {}
+
+    def micro_batch_matters(self) -> bool:
+        """Whether another micro-batch gives another result, so that it belongs to the key."""
+        return False
+
+    def disk_bytes(self) -> int:
+        """A rough upper bound of what the output needs."""
+        return 32 << 20
+
+    @classmethod
+    def inputs(cls) -> dict[str, Input]:
+        """The artifact-typed fields by name."""
+        found = {}
+        for name, field in cls.model_fields.items():
+            options = _options(field.annotation)
+            kinds = [option for option in options if isinstance(option, type) and issubclass(option, Artifact)]
+            if kinds:
+                found[name] = Input(kinds[0], field.is_required())
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """The fields as they enter the key: no inputs, nothing outside, no defaults.
+
+        Leaving defaults out is what lets a later version add a field without changing old keys; a test pins every
+        default to the stage's version, since changing one means other results under the same key.
+        """
+        skipped = set(self.inputs()) | self.outside
+        return self.model_dump(mode="json", exclude=skipped, exclude_defaults=True)
+
+    def settings(self) -> dict[str, Any]:
+        """Every field but the inputs, defaults included."""
+        return self.model_dump(mode="json", exclude=set(self.inputs()))
+
+    def bound(self) -> dict[str, Artifact]:
+        """The inputs that are given, by field name."""
+        given = {name: getattr(self, name) for name in self.inputs()}
+        return {name: artifact for name, artifact in given.items() if artifact is not None}
+
+    @classmethod
+    def source_digest(cls) -> str:
+        """Of the file that defines the stage: shows that code changed without a new `version`."""
+        return file_digest(Path(str(sys.modules[cls.__module__].__file__)))
+
+
+def derive_seed(seed: int, uses: str) -> int:
+    """A stage's own seed, so that no two kinds of stage draw the same numbers."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{uses}".encode()).digest()[:4], "big")
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)

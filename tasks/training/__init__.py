@@ -1,0 +1,1 @@
+"""What several stages need to train and to measure: models, batches, log-probabilities, the way to TRL's trainers."""

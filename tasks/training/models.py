@@ -1,0 +1,165 @@
+"""Loading models and adapters, and writing adapters so that equal weights are equal bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from artifacts.errors import ModelError
+from artifacts.kinds import Adapter, Checkpoint, Model, base_of
+from tasks.settings import LoRA
+from tasks.shape import adapted
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def load_tokenizer(base: Checkpoint) -> Any:
+    """The tokenizer that the checkpoint was saved with; padding goes to the right unless told otherwise."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base.path)
+
+
+def base_tokenizer(model: Model) -> Any:
+    """The tokenizer that a policy speaks: its base's."""
+    return load_tokenizer(base_of(model))
+
+
+def load_checkpoint(checkpoint: Checkpoint, device: str, *, float32: bool = False) -> Any:
+    """Complete weights as a causal language model, in evaluation mode, in the dtype they were saved in."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype: Any = torch.float32 if float32 else "auto"
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
+    return model.to(device).eval()
+
+
+def load_model(model: Model, device: str, *, trainable: bool = False, float32: bool = False) -> Any:
+    """A policy: its checkpoint, with its adapter, if it is one, under the name `default`."""
+    loaded = load_checkpoint(base_of(model), device, float32=float32)
+    if isinstance(model, Adapter):
+        from peft import PeftModel
+
+        check_base(model)
+        loaded = PeftModel.from_pretrained(loaded, model.path, adapter_name="default", is_trainable=trainable)
+        if not trainable:
+            loaded.eval()
+    return loaded
+
+
+def check_base(adapter: Adapter) -> None:
+    """Raise ModelError unless the adapter was trained on exactly this base."""
+    config = json.loads((adapter.path / "adapter_config.json").read_text())
+    if (trained_on := config["base_model_name_or_path"]) != (here := adapter.base.digest()):
+        raise ModelError(
+            f"adapter {adapter.key[:12]} was trained on the base {trained_on[:12]}, but got {here[:12]}; "
+            "take the base that it was trained on"
+        )
+
+
+def add_adapter(model: Any, lora: LoRA, *, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:
+    """`model` with a fresh trainable adapter named `default`; B starts at zero, so nothing changes yet."""
+    from peft import LoraConfig, get_peft_model
+
+    alpha: Any = lora.alpha
+    config = LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target_names(model, lora),
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+        fan_in_fan_out=_has_conv1d(model),
+    )
+    return get_peft_model(model, config)
+
+
+def target_names(model: Any, lora: LoRA) -> list[str]:
+    """Full names of the linear modules (GPT-2's Conv1D too) that get an adapter; never the output head.
+
+    Raises ModelError if the pattern matches none.
+    """
+
+    layers = int(model.config.num_hidden_layers)
+    first = layers - min(lora.top_layers or layers, layers)
+    linears = [name for name, module in model.named_modules() if _is_linear(module) and _layer(name) is not None]
+    found = [name for name in linears if adapted(name, lora.target_modules) and (_layer(name) or 0) >= first]
+    if not found:
+        short = sorted({name.rsplit(".", 1)[-1] for name in linears})
+        raise ModelError(
+            f"lora.target_modules: {lora.target_modules!r} matches no linear module; this base has {', '.join(short)}"
+        )
+    return found
+
+
+def _is_linear(module: Any) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _has_conv1d(model: Any) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def _layer(name: str) -> int | None:
+    """The layer's number in a module name such as `model.layers.7.mlp.up_proj`; None outside the layers."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def save_adapter(model: Any, out: Path, base: Checkpoint) -> None:
+    """The adapter `default` alone: tensors, and a configuration with sorted lists and the base's digest.
+
+    peft writes sets in hash order and the base's path, so two equal adapters would differ in bytes.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tensors = get_peft_model_state_dict(model, adapter_name="default")
+    trunk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if "lora_" in name}
+    save_file(dict(sorted(trunk.items())), out / ADAPTER_FILE, metadata={"format": "pt"})
+    config = {name: _plain(value) for name, value in model.peft_config["default"].to_dict().items()}
+    config.update(
+        base_model_name_or_path=base.digest(),
+        inference_mode=True,
+        task_type="CAUSAL_LM",
+        modules_to_save=None,
+    )
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return getattr(value, "value", value)
+
+
+def start_from(model: Any, adapter: Adapter) -> None:
+    """Copy an adapter's tensors into the adapter `default` of `model`, which must have the same shape."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    check_base(adapter)
+    result: Any = set_peft_model_state_dict(model, load_file(adapter.path / ADAPTER_FILE), adapter_name="default")
+    if result.unexpected_keys:
+        raise ModelError(f"adapter {adapter.key[:12]} does not fit: {result.unexpected_keys[0]} has no place")
+
+
+def adapter_lora(adapter: Adapter) -> LoRA:
+    """The settings that an adapter was made with, its modules by full name."""
+    config = json.loads((adapter.path / "adapter_config.json").read_text())
+    return LoRA(
+        rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"],
+        target_modules=config["target_modules"],
+    )  # fmt: skip
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """(all, trainable) parameters."""
+    counted = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(count for count, _ in counted), sum(count for count, trains in counted if trains)

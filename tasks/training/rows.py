@@ -1,0 +1,72 @@
+"""The data stage's rows, as training reads them, and the order in which it does."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from artifacts.kinds import Dataset
+
+T = TypeVar("T")
+MEGA = 8
+"""Batches that are sorted by length together: larger wastes less padding, smaller shuffles better."""
+
+
+def load_rows(data: Dataset, split: Literal["train", "test"]) -> list[dict[str, Any]]:
+    """The rows of a split, with their token ids."""
+    path = Path(data.path) / f"{split}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pair_ids(row: dict[str, Any]) -> dict[str, list[int]]:
+    """What a trainer on pairs needs of a row."""
+    return {name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+
+
+def pair_length(row: dict[str, Any]) -> int:
+    """Tokens in both completions, each with the prompt before it."""
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
+    """A shuffle in which every batch holds rows of like length; depends on its arguments alone.
+
+    So data order never hangs on a global random state, and is the same after a crash.
+    """
+    draw = random.Random(f"{seed}/{epoch}")
+    indices = list(range(len(lengths)))
+    draw.shuffle(indices)
+    batches: list[list[int]] = []
+    for start in range(0, len(indices), MEGA * batch_size):
+        group = sorted(indices[start : start + MEGA * batch_size], key=lambda i: (lengths[i], i))
+        batches += [group[at : at + batch_size] for at in range(0, len(group), batch_size)]
+    whole = [batch for batch in batches if len(batch) == batch_size]
+    draw.shuffle(whole)
+    rest = [batch for batch in batches if len(batch) < batch_size]  # at most one, and then last
+    return [index for batch in whole + rest for index in batch]
+
+
+class EpochSampler:
+    """Feeds `epoch_order` to a DataLoader; the trainer says which epoch it is."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
+
+
+def batches(rows: Sequence[T], lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, T]]]:
+    """(position, row) in batches of like length, the longest first, so that memory runs out at once or never."""
+    order = sorted(range(len(rows)), key=lambda i: (-lengths[i], i))
+    for start in range(0, len(order), size):
+        yield [(i, rows[i]) for i in order[start : start + size]]

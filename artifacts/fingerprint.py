@@ -10,13 +10,17 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import FingerprintError
 
 CHUNK = 1 << 20
+RACY_NS = 50_000_000
+"""A file written within this time may change again without its time changing, so it isn't remembered yet."""
 
 
 def canonical(value: Any) -> str:
@@ -66,11 +70,11 @@ class FileDigests:
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
-        self._known: dict[str, list[Any]] = {}
         try:
-            self._known = json.loads(memory.read_text())
+            known = json.loads(memory.read_text())
         except (OSError, ValueError):
-            self._known = {}
+            known = {}
+        self._known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
 
     def of(self, path: Path) -> str:
         """The file's digest, read again only when its size, time or inode has changed."""
@@ -84,19 +88,20 @@ class FileDigests:
     def remember(self, path: Path, sha: str) -> str:
         """Keep a digest that was just computed; returns it."""
         stat = path.stat()
-        self._known[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns, stat.st_ino, sha]
+        if time.time_ns() - stat.st_mtime_ns > RACY_NS:
+            self._known[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns, stat.st_ino, sha]
         return sha
 
     def save(self) -> None:
         """Write the memory; entries of files that are gone are dropped."""
         kept = {path: seen for path, seen in self._known.items() if Path(path).exists()}
         aside = self.memory.with_suffix(f".{os.getpid()}")
-        try:
+        with suppress(OSError):
             self.memory.parent.mkdir(parents=True, exist_ok=True)
             aside.write_text(json.dumps(kept))
             aside.replace(self.memory)
-        except OSError:
-            aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 def tree_digest(root: Path, files: Iterable[Path], digests: FileDigests) -> str:

@@ -68,10 +68,10 @@ class Dataset(Artifact):
     base: Checkpoint
 
     def train_rows(self) -> int | None:
-        """Training rows, from the report of the stage that made it; None before it has run."""
+        """Training rows, from the report of the stage that made it; None before it has run, or if that is damaged."""
         try:
             return int(json.loads((self.path / "report.json").read_text())["train"]["rows"])
-        except FileNotFoundError:
+        except (OSError, ValueError, KeyError):
             return None
 
 

@@ -112,7 +112,8 @@ class Store:
             metrics=metrics, seconds=seconds, created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             source_digest=source_digest, versions=library_versions(),
         )  # fmt: skip
-        shutil.rmtree(draft / "work", ignore_errors=True)
+        for folder in (draft / "out", *(path for path in (draft / "out").rglob("*") if path.is_dir())):
+            _sync_folder(folder)
         _write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
         _sync_folder(draft)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,10 @@ class Store:
             final.rename(self._aside(final))
         draft.rename(final)
         _sync_folder(final.parent)
+        # Only now: a commit that dies before the rename leaves its checkpoints, and files that can be written again.
+        shutil.rmtree(final / "work", ignore_errors=True)
         for name, record in files.items():
+            (final / "out" / name).chmod(0o444)
             self.digests.remember(final / "out" / name, record.sha256)
         self.digests.save()
         return manifest
@@ -156,10 +160,9 @@ class Store:
 
 
 def _seal(path: Path) -> FileRecord:
-    """Sync a finished file, make it readable by all and writable by none, and record it."""
+    """Sync a finished file and record it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    path.chmod(0o444)
     return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
 
 

@@ -49,7 +49,8 @@ class Tracker:
             place = None
             if uri.startswith("sqlite:"):
                 place = (home / "mlflow" / quote(name, safe="")).as_uri()
-            return cls(client, client.create_experiment(name, artifact_location=place), watcher)
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return cls(client, client.create_experiment(name, artifact_location=place, tags=tags), watcher)
         except MlflowException as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(
@@ -62,6 +63,9 @@ class Tracker:
         tags = {"align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": flow_run_id or ""}
         self.parent = self.client.create_run(self.experiment, run_name=run_id, tags=tags).info.run_id
         self._params(self.parent, {"seed": plan.recipe.seed, "stages": ", ".join(p.label for p in plan.stages)})
+        read = [dataset for planned in plan.stages for dataset in _read_by(planned)]
+        if read:
+            self.client.log_inputs(self.parent, read)
         self.text(plan.recipe.model_dump_json(indent=1, exclude={"path"}), "recipe.json")
         self.text(plan.recipe.path.read_text(), plan.recipe.path.name)
         self.text(json.dumps({p.label: p.payload for p in plan.stages}, indent=1, sort_keys=True), "plan.json")
@@ -119,13 +123,12 @@ class Tracker:
 
     def _data(self, run: str, planned: Planned) -> None:
         """The data sets behind a stage: those it reads itself, and the data stages among its inputs."""
-        found = [(name, str(value.get("sha256") or value), name) for name, value in planned.payload["content"].items()
-                 if isinstance(value, Mapping)]  # fmt: skip
+        found = _read_by(planned)
         for name, artifact in planned.stage.bound().items():
             if hasattr(artifact, "train_rows"):
-                found.append((f"{name}-{artifact.key[:8]}", artifact.key, str(artifact.path)))
+                found.append(_dataset(f"{name}-{artifact.key[:8]}", artifact.key, str(artifact.path)))
         if found:
-            self.client.log_inputs(run, [_dataset(*one) for one in found])
+            self.client.log_inputs(run, found)
 
     def finish(self, run: str | None, planned: Planned, manifest: Manifest, folder: Path) -> None:
         """Headline metrics, output, manifest and metric history of a committed stage; its run is FINISHED."""
@@ -198,6 +201,16 @@ class Tracker:
 
     def _lost(self, error: Exception) -> None:
         self.watcher.line("mlflow", f"not recorded: {str(error).splitlines()[0][:200]}")
+
+
+def _read_by(planned: Planned) -> list[DatasetInput]:
+    """What a stage reads from outside the store, with our digest: MLflow's own looks at the first rows only."""
+    content = planned.payload["content"]
+    return [
+        _dataset(f"{planned.label}.{name}", str(value["sha256"]), str(getattr(planned.stage, name)))
+        for name, value in content.items()
+        if isinstance(value, Mapping) and "sha256" in value
+    ]
 
 
 def _dataset(name: str, digest: str, source: str) -> DatasetInput:

@@ -34,8 +34,10 @@ class Problems:
 
 
 def did_you_mean(word: Any, options: Iterable[str]) -> str:
-    """`; did you mean 'beta'?`, or nothing."""
-    close = get_close_matches(str(word), list(options), n=1)
+    """`; did you mean 'beta'?`, or nothing; `lr` is understood as the initials of `learning_rate`."""
+    names = list(options)
+    close = [name for name in names if str(word) == "".join(part[:1] for part in name.split("_"))]
+    close += get_close_matches(str(word), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -49,12 +51,18 @@ def field_problems(model: type[BaseModel], values: Mapping[str, Any], place: str
 
 
 def _distinct(error: ValidationError) -> list[Any]:
-    """A union reports one error for each of its members under the same field; one is enough."""
+    """A union reports one error for each of its members under the same field; they become one."""
     seen: dict[Any, Any] = {}
-    for found in error.errors(include_url=False):
+    for found in error.errors(include_url=False, include_context=False):
         loc = tuple(part for part in found["loc"] if not _is_branch(part))
+        if loc in seen and found["msg"] not in seen[loc]["msg"]:
+            seen[loc]["msg"] += f", or {_lowered(found['msg'])}"
         seen.setdefault(loc, {**found, "loc": loc})
     return list(seen.values())
+
+
+def _lowered(message: str) -> str:
+    return message[0].lower() + message[1:]
 
 
 def _is_branch(part: Any) -> bool:
@@ -70,8 +78,9 @@ def _problem(model: type[BaseModel], found: Any, place: str) -> Problem:
         return where, "no such field" + hint
     if found["type"] == "missing":
         return where, "missing, and it has no default"
-    message = found["msg"][0].lower() + found["msg"][1:]
-    return where, f"{message}, got {found['input']!r}"
+    if found["type"] == "value_error":
+        return where, found["msg"].removeprefix("Value error, ")
+    return where, f"{_lowered(found['msg'])}, got {found['input']!r:.80}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

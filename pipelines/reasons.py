@@ -10,6 +10,9 @@ from artifacts.manifest import Manifest, library_versions
 from artifacts.store import Store
 from pipelines.plan import Plan, Planned
 
+DEFAULT = "the default"
+"""Stands for a field that isn't in a payload, since payloads leave defaults out."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -48,8 +51,9 @@ def _verdict(planned: Planned, store: Store, earlier: list[Manifest], labels: Ma
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> list[str]:
     """What differs between two payloads, one phrase a field."""
     before, after = _flat(old), _flat(new)
-    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return [_phrase(name, before.get(name), after.get(name), labels or {}) for name in changed]
+    pairs = {name: (before.get(name, DEFAULT), after.get(name, DEFAULT)) for name in {**before, **after}}
+    phrases = [_phrase(name, old, new, labels or {}) for name, (old, new) in pairs.items() if old != new]
+    return list(dict.fromkeys(phrases))
 
 
 def _phrase(name: str, old: Any, new: Any, labels: Mapping[str, str]) -> str:
@@ -58,14 +62,20 @@ def _phrase(name: str, old: Any, new: Any, labels: Mapping[str, str]) -> str:
         return f"{field} ({labels[new]}) is another" if new in labels else f"{field} is another"
     if group == "content":
         return f"the content of {field.split('.')[0]} changed"
-    shown = {None: "the default"}
-    return f"{field or name}: {shown.get(old, old)} -> {shown.get(new, new)}"
+    return f"{field or name}: {_shown(old)} -> {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    """A value as the recipe would spell it."""
+    if value is None:
+        return "null"
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, item in value.items():
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and (item or not prefix):
             flat.update(_flat(item, f"{prefix}{name}."))
         else:
             flat[prefix + name] = tuple(item) if isinstance(item, list) else item
@@ -76,7 +86,7 @@ def drift(planned: Planned, manifest: Manifest) -> str:
     """What a cached result was made with that is different now, or nothing."""
     said = []
     if manifest.source_digest != planned.stage.source_digest():
-        said.append(f"made by another {planned.uses}.py; if it now computes something else, bump its version")
+        said.append("made by another version of its source file; if it now computes something else, bump its version")
     now = library_versions()
     moved = [f"{name} {old} -> {now[name]}" for name, old in manifest.versions.items() if now.get(name, old) != old]
     if moved:

@@ -14,7 +14,7 @@ Recipe version 1: fields are only ever added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.errors import RecipeError
 from pipelines.problems import Problems, did_you_mean, field_problems
+from pipelines.wiring import check_stages
 from tasks.context import Execution
-from tasks.registry import STAGES
 
 
 class Recipe(BaseModel):
@@ -51,7 +51,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem=f"{key!r} can't be a name", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -64,14 +68,16 @@ def load_recipe(
     """Read a recipe and apply overrides (`{"dpo.beta": 0.2}`); raises RecipeError with every problem at once."""
     raw = _read(path)
     problems = Problems(str(path))
+    if "path" in raw:
+        problems.add("path", "no such field")
     for name, value in (overrides or {}).items():
         _override(raw, name, value, problems)
-    if execution:
-        raw["execution"] = {**(raw.get("execution") or {}), **execution}
+    if execution and isinstance(given := raw.get("execution") or {}, dict):
+        raw["execution"] = {**given, **execution}
     if not raw.get("name"):
         raw["name"] = path.stem
     problems.extend(field_problems(Recipe, {**raw, "path": path}, ""))
-    _check_uses(raw.get("stages"), problems)
+    check_stages(raw.get("stages"), problems)
     problems.raise_if_any()
     return Recipe.model_validate({**raw, "path": path})
 
@@ -86,7 +92,7 @@ def parse_assignments(words: Sequence[str], what: str) -> dict[str, Any]:
         try:
             found[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise RecipeError(f"{what} {name}: {value!r} is not a YAML value ({error})") from error
+            raise RecipeError(f"{what} {name}: {value!r} is not a YAML value ({_yaml_problem(error)})") from error
     return found
 
 
@@ -98,10 +104,17 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read as text ({error})") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+        raise RecipeError(f"{path}: {_yaml_problem(error)}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: wanted a mapping with `stages:`, got {type(raw).__name__}")
     return raw
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """One line: where, and what."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{place}not valid YAML: {problem or ' '.join(str(error).split())}"
 
 
 def _override(raw: dict[str, Any], name: str, value: Any, problems: Problems) -> None:
@@ -113,7 +126,7 @@ def _override(raw: dict[str, Any], name: str, value: Any, problems: Problems) ->
             return
         raw[name] = value
         return
-    stages = raw.get("stages") or {}
+    stages = given if isinstance(given := raw.get("stages"), dict) else {}
     if parts[0] not in stages or not isinstance(stages[parts[0]], dict):
         problems.add(name, f"no stage is named {parts[0]!r}" + did_you_mean(parts[0], stages))
         return
@@ -123,17 +136,3 @@ def _override(raw: dict[str, Any], name: str, value: Any, problems: Problems) ->
             target[part] = {}
         target = target[part]
     target[parts[-1]] = value
-
-
-def _check_uses(stages: Any, problems: Problems) -> None:
-    for label, fields in stages.items() if isinstance(stages, dict) else ():
-        if not isinstance(fields, dict):
-            continue
-        uses = fields.get("uses")
-        if uses is None:
-            problems.add(f"{label}.uses", f"missing; wanted one of {', '.join(STAGES)}")
-        elif uses not in STAGES:
-            problems.add(
-                f"{label}.uses",
-                f"wanted one of {', '.join(STAGES)}, got {uses!r}" + did_you_mean(uses, STAGES),
-            )

@@ -7,7 +7,6 @@ sequence is never masked away with the padding.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,19 +21,12 @@ from tasks.context import Context
 from tasks.sources import locate, split_hub
 from tasks.stage import Stage
 from tasks.tiny import TINY, build_tiny
+from tasks.training.model_files import TOKENIZER_FILES, save_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PICKLES = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model-*.bin")
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-)
 UNUSED_TOKENS = (
     "<pad>",
     "[PAD]",
@@ -44,8 +36,10 @@ UNUSED_TOKENS = (
     "<|endoftext|>",
     "<unk>",
 )
-NUL_TOKENS = ("Ā", "<0x00>")
-"""The byte 0 in byte-level and in byte-fallback vocabularies: in no text that anyone trains on."""
+NUL_BYTE = "Ā"
+"""The byte 0 as byte-level vocabularies spell it: in no text that anyone trains on."""
+NUL_FALLBACK = "<0x00>"
+"""The same in byte-fallback vocabularies."""
 
 
 class BaseModelStage(Stage):
@@ -106,26 +100,6 @@ class BaseModelStage(Stage):
         return {"model/parameters": float(count)}
 
 
-def save_checkpoint(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
-    """Write a complete model: weights, configuration, tokenizer and chat template."""
-    for config in (model.config, model.generation_config):
-        config.pad_token_id = tokenizer.pad_token_id
-        config.eos_token_id = tokenizer.eos_token_id
-    save_weights(model, out, dtype)
-    tokenizer.save_pretrained(out)
-
-
-def save_weights(model: Any, out: Path, dtype: str) -> None:
-    """Write weights and configuration, with no path of this machine."""
-    import torch
-
-    model.to(getattr(torch, dtype))
-    model.config.dtype = getattr(torch, dtype)
-    model.config._name_or_path = ""
-    model.save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)
-
-
 def _packaged_gguf(package: str) -> Path:
     try:
         files = metadata.files(package) or []
@@ -166,9 +140,6 @@ def _files(path: Path) -> list[Path]:
 
 def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Model in float32, tokenizer and licence."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if source.startswith("builtin:"):
         model, tokenizer = build_tiny(source.removeprefix("builtin:"))
         return model, tokenizer, "made in code"
@@ -183,11 +154,26 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     try:
         if path.is_file():
             return *_dequantised(path), _package_licence(path)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        return *_from_folder(path), _card_licence(path)
+    except ModelError:
+        raise
+    except Exception as error:  # each library that reads a part of it has errors of its own
         raise ModelError(f"source: {path} can't be loaded as a causal language model: {error}") from error
-    return model, tokenizer, _card_licence(path)
+
+
+def _from_folder(path: Path) -> tuple[Any, Any]:
+    """What transformers saved; raises ModelError if weights are missing, which would else be drawn at random."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+    )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(f"source: {path} lacks {len(missing)} of the model's tensors, such as {missing[0]}")
+    return model, tokenizer
 
 
 def _dequantised(path: Path) -> tuple[Any, Any]:
@@ -215,11 +201,30 @@ def _choose_pad(tokenizer: Any, wanted: str | None) -> None:
     taken = {tokenizer.eos_token, tokenizer.bos_token}
     given = [tokenizer.pad_token] if tokenizer.pad_token is not None else []
     special = [token for token in tokenizer.all_special_tokens if token not in ("<unk>",)]
-    for token in [wanted] if wanted else [*given, *UNUSED_TOKENS, *special, *NUL_TOKENS]:
+    for token in [wanted] if wanted else [*given, *UNUSED_TOKENS, *special, NUL_FALLBACK]:
         if token in vocabulary and token not in taken:
             tokenizer.pad_token = token
             return
+    if NUL_BYTE in vocabulary:
+        _respell(tokenizer, NUL_BYTE, UNUSED_TOKENS[0])
+        tokenizer.pad_token = UNUSED_TOKENS[0]
+        return
     raise ModelError("pad_token: every special token has a use already; name an existing token that no text contains")
+
+
+def _respell(tokenizer: Any, old: str, new: str) -> None:
+    """Spell a token of the vocabulary otherwise; its id stays.
+
+    A special token is found in text by its spelling, so "Ā" as PAD would take the letter out of every "Āboli".
+    """
+    from tokenizers import Tokenizer
+
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in core["model"].get("merges", ())]
+    if any(old in merge for merge in merges):
+        raise ModelError("pad_token: no token is unused; name an existing token that no text contains")
+    core["model"]["vocab"][new] = core["model"]["vocab"].pop(old)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(core))
 
 
 def _origin(source: str) -> str:
@@ -245,10 +250,3 @@ def _card_licence(path: Path) -> str:
             if line.startswith("license:"):
                 return line.removeprefix("license:").strip()
     return "unknown"
-
-
-def copy_tokenizer(source: Path, out: Path) -> None:
-    """The tokenizer and chat template files as they are, byte for byte."""
-    for pattern in TOKENIZER_FILES:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, out / file.name)

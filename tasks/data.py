@@ -19,7 +19,7 @@ from artifacts.fingerprint import FileDigests, canonical
 from artifacts.kinds import Artifact, Checkpoint, Demonstrations, Preferences
 from tasks.context import Context
 from tasks.rendering import Renderer, Template
-from tasks.rows import Form, Row, RowError, read_rows
+from tasks.rows import Form, Row, RowError, read_rows, require_readable, shown_problems
 from tasks.sources import locate
 from tasks.stage import Stage
 
@@ -57,7 +57,8 @@ class Data(Stage):
         if self.test_source is not None:
             found["test_source"] = locate(self.test_source, folders, repo="dataset")
         for source in found.values():
-            _check_readable(source)
+            if not source.startswith("hub:"):
+                require_readable(Path(source))
         return self.model_copy(update=found)
 
     def content(self, digests: FileDigests) -> dict[str, Any]:
@@ -65,14 +66,17 @@ class Data(Stage):
         return {name: _content(source, digests) for name, source in named.items() if source is not None}
 
     def run(self, ctx: Context) -> dict[str, float]:
+        check_context(self.base, self.max_length)
         reasons: Counter[str] = Counter()
         rows = read_rows(self.source, self.form)
         total = len(rows)
         rows = _distinct(rows, reasons, self.source)
         if self.test_source is None:
+            test_reasons = reasons
             train, test = _split(rows, self.test_size, ctx.seed)
         else:
-            test = _distinct(read_rows(self.test_source, self.form), Counter(), self.test_source)
+            test_reasons = Counter()
+            test = _distinct(read_rows(self.test_source, self.form), test_reasons, self.test_source)
             train = _without_prompts(rows, test, reasons)
         if self.limit is not None and len(train) > self.limit:
             reasons["over the limit"] += len(train) - self.limit
@@ -86,9 +90,13 @@ class Data(Stage):
             "form": self.form,
             "rows_in": total,
             "train": self._write(ctx, "train", train, renderer, self.source, reasons),
-            "test": self._write(ctx, "test", test, renderer, self.test_source or self.source, Counter()),
+            "test": self._write(ctx, "test", test, renderer, self.test_source or self.source, test_reasons),
             "left_out": dict(sorted(reasons.items())),
         }
+        if self.test_source is not None:
+            report["left_out_of_test"] = dict(sorted(test_reasons.items()))
+        if not report["train"]["rows"]:
+            raise DataError(f"{Path(self.source).name}: no row is left for training; left out: {report['left_out']}")
         (ctx.out / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True))
         ctx.say(_summary(report))
         return {
@@ -117,12 +125,15 @@ class Data(Stage):
             if was_cut and self.overlong == "drop":
                 reasons[f"longer than {self.max_length} tokens"] += 1
                 continue
+            if was_cut and self.form == "preferences" and item["chosen_ids"] == item["rejected_ids"]:
+                reasons[f"pair is the same within {self.max_length} tokens"] += 1
+                continue
             cut += was_cut
             written.append(item)
             if done % 100 == 0 or done == len(rows):
                 ctx.progress(done, len(rows), f"{split} rows")
         if problems:
-            raise DataError("\n".join(problems[:10]))
+            raise DataError(shown_problems(problems))
         (ctx.out / f"{split}.jsonl").write_text("".join(canonical(item) + "\n" for item in written))
         return {**_figures(written), "truncated": cut}
 
@@ -148,20 +159,18 @@ class Data(Stage):
         return item, was_cut
 
 
-def _check_readable(source: str) -> None:
-    if source.startswith("hub:"):
-        return
-    path = Path(source)
-    if path.is_dir():
-        raise DataError(f"source: wanted a file, got the folder {path}")
-    if path.stat().st_size == 0:
-        raise DataError(f"source: {path} is empty")
-
-
 def _content(source: str, digests: FileDigests) -> dict[str, str]:
     if source.startswith("hub:"):
         return {"hub": source}
-    return {"sha256": digests.of(Path(source)), "format": Path(source).suffix}
+    return {"sha256": digests.of(Path(source)), "format": Path(source).suffix.lower()}
+
+
+def check_context(base: Checkpoint, max_length: int) -> None:
+    """Raise DataError if rows may get longer than the base has positions for."""
+    config = json.loads((base.path / "config.json").read_text())
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if positions and max_length > positions:
+        raise DataError(f"max_length: wanted at most {positions}, the base's context, got {max_length}")
 
 
 def _distinct(rows: list[Row], reasons: Counter[str], source: str) -> list[Row]:

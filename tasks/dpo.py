@@ -22,7 +22,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences
-from tasks.context import Context
+from tasks.context import Context, Execution
 from tasks.settings import LoRA, Training
 
 
@@ -63,16 +63,18 @@ class DPO(Training):
     def lora_settings(self) -> LoRA | None:
         return self.lora
 
-    def micro_batch_matters(self) -> bool:
-        """Not even with dropout: TRL switches it off, since it would blur the log-ratios."""
-        return False
+    def keyed_micro_batch(self, execution: Execution) -> int | None:
+        """None, even with dropout: TRL switches it off, since it would blur the log-ratios."""
+        return None
 
     def run(self, ctx: Context) -> dict[str, float]:
         from datasets import Dataset as Rows
         from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
+        from tasks.training.logps import trunk_of
         from tasks.training.models import load_model
         from tasks.training.rows import load_rows, pair_ids, pair_length
+        from tasks.training.shared_prompt import share_prompts
         from tasks.training.trainable import save_trained, trainable
         from tasks.training.trainer import arguments, fit, ids_only
 
@@ -81,9 +83,12 @@ class DPO(Training):
         model, tokenizer = trainable(self.policy, self.lora, ctx)
         weights = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, self.sft_weight]} if self.sft_weight else {}
         whole = not hasattr(model, "peft_config")
+        reference = load_model(self.policy, ctx.device(), float32=True) if whole else None
+        for one in filter(None, (model, reference)):
+            share_prompts(trunk_of(one))
         trainer = ids_only(DPOTrainer, lengths, ctx.seed)(
             model=model,
-            ref_model=load_model(self.policy, ctx.device(), float32=True) if whole else None,
+            ref_model=reference,
             args=arguments(DPOConfig, self, ctx, len(rows), len(tests), beta=self.beta, **weights),
             train_dataset=Rows.from_list([pair_ids(row) for row in rows]),
             eval_dataset=Rows.from_list([pair_ids(row) for row in tests]) if tests else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ class Job(BaseModel):
     def context(self, *, events: bool) -> Context:
         """Where it runs; makes the folders."""
         out, work = self.draft / "out", self.draft / "work"
-        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out, ignore_errors=True)  # what an interrupted attempt left must not enter the digest
+        out.mkdir(parents=True)
         work.mkdir(parents=True, exist_ok=True)
         return Context(
             out=out, work=work, metrics=MetricsLog(self.draft / "metrics.jsonl"), progress=Progress(events=events),

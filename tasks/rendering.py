@@ -16,7 +16,9 @@ Template = Literal["chat", "alpaca"]
 
 ALPACA_PREAMBLE = "Below is an instruction that describes a task"
 ALPACA_PLAIN = ". Write a response that appropriately completes the request."
-ALPACA_INPUT = ", paired with an input that gives context. Write a response that appropriately completes the request."
+ALPACA_INPUT = (
+    ", paired with an input that provides further context. Write a response that appropriately completes the request."
+)
 
 
 class Renderer:
@@ -41,6 +43,8 @@ class Renderer:
 
     def completion_ids(self, row: Row, completion: str) -> list[int]:
         """The completion's ids, ending with EOS; raises RowError if the template doesn't write one."""
+        if str(self.tokenizer.eos_token) in completion.rstrip().removesuffix(self.tokenizer.eos_token):
+            raise RowError(f"its completion holds the EOS {self.tokenizer.eos_token!r} as text; all after it would go")
         text = self._completion_text(row, completion)
         ids = self._encode(text)
         eos = self.tokenizer.eos_token_id
@@ -67,13 +71,19 @@ class Renderer:
         return whole[len(prompt) :]
 
     def _chat(self, row: Row, answer: str | None = None, add_generation_prompt: bool = False) -> str:
+        from jinja2 import TemplateError
+
         messages = [{"role": role, "content": content} for role, content in row.history]
         messages.append({"role": "user", "content": row.prompt})
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            raise RowError(f"the base's chat template refuses it: {error}") from error
+        return str(text)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

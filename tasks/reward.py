@@ -20,6 +20,7 @@ from artifacts.errors import DataError
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Preferences, RewardModel
 from tasks.context import Context
 from tasks.settings import LoRA, Training
+from tasks.shape import ModelShape
 from tasks.statistics import wins
 
 
@@ -53,13 +54,20 @@ class Reward(Training):
     def lora_settings(self) -> LoRA | None:
         return self.lora
 
+    def trained(self, shape: ModelShape) -> int | None:
+        """The adapter, fresh or taken over, or all weights; and the head."""
+        counted = super().trained(shape) if self.adapter is None else shape.adapter_parameters(self.adapter)
+        return None if counted is None else counted + shape.hidden
+
     def run(self, ctx: Context) -> dict[str, float]:
         from datasets import Dataset as Rows
         from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]
 
         from tasks.training.classifier import classifier, save_reward
+        from tasks.training.logps import trunk_of
         from tasks.training.models import load_tokenizer
         from tasks.training.rows import load_rows, pair_length
+        from tasks.training.shared_prompt import share_prompts
         from tasks.training.trainer import arguments, fit, ids_only
 
         rows, held_out = load_rows(self.data, "train"), load_rows(self.data, "test")
@@ -67,10 +75,11 @@ class Reward(Training):
             raise DataError("reward: wanted held-out pairs to measure the reward model on; set the data's test_size")
         lengths = [pair_length(row) for row in rows]
         model = classifier(self.base, self.lora, self.adapter, ctx)
+        share_prompts(trunk_of(model))
         tests = held_out[: self.eval_rows]
         trainer = ids_only(RewardTrainer, lengths, ctx.seed)(
             model=model,
-            args=arguments(RewardConfig, self, ctx, len(rows), len(tests)),
+            args=arguments(RewardConfig, self, ctx, len(rows), len(tests), disable_dropout=False),
             train_dataset=Rows.from_list([whole_ids(row) for row in rows]),
             eval_dataset=Rows.from_list([whole_ids(row) for row in tests]) if tests else None,
             processing_class=load_tokenizer(self.base),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,9 @@ from tasks.sources import split_hub
 Form = Literal["demonstrations", "preferences"]
 SHOWN_PROBLEMS = 10
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+TEXT = "utf-8-sig"
+"""UTF-8; spreadsheets put a mark first, which would else become a part of the first column's name."""
+LARGEST_CELL = 1 << 27
 
 
 class Row(BaseModel):
@@ -74,12 +77,25 @@ def read_rows(source: str, form: Form) -> list[Row]:
         except RowError as error:
             problems.append(f"{where}: row {number}: {error}")
     if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        shown = problems[:SHOWN_PROBLEMS] + ([f"... and {more} more rows with problems"] if more > 0 else [])
-        raise DataError("\n".join(shown))
+        raise DataError(shown_problems(problems))
     if not rows:
-        raise DataError(f"{where}: wanted rows, got an empty file")
+        raise DataError(f"{where}: wanted rows, got none")
     return rows
+
+
+def shown_problems(problems: list[str]) -> str:
+    """The first few, and how many more there are."""
+    more = len(problems) - SHOWN_PROBLEMS
+    return "\n".join(problems[:SHOWN_PROBLEMS] + ([f"... and {more} more rows with problems"] if more > 0 else []))
+
+
+def require_readable(path: Path) -> None:
+    """Raise DataError for what can be seen to be no file of rows without reading it."""
+    if path.is_dir():
+        raise DataError(f"source: wanted a file, got the folder {path}")
+    _reader(path)
+    if path.stat().st_size == 0:
+        raise DataError(f"source: {path} is empty")
 
 
 def _raw_rows(source: str) -> Iterator[Any]:
@@ -87,22 +103,26 @@ def _raw_rows(source: str) -> Iterator[Any]:
         yield from _hub_rows(source)
         return
     path = Path(source)
-    reader = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix)
-    if reader is None:
-        raise DataError(f"{path.name}: wanted a file that ends with {', '.join(SUFFIXES)}, got {path.suffix or 'none'}")
     try:
-        yield from reader(path)
+        yield from _reader(path)(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name}: not UTF-8 text ({error})") from error
 
 
+def _reader(path: Path) -> Callable[[Path], Iterator[Any]]:
+    reader = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path.name}: wanted a file that ends with {', '.join(SUFFIXES)}, got {path.suffix or 'none'}")
+    return reader
+
+
 def _json(path: Path) -> Iterator[Any]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding=TEXT)
     if not text.strip():
         return
     try:
         rows = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name}: not valid JSON ({error}); for one object a line, name it .jsonl") from error
     if not isinstance(rows, list):
         raise DataError(f"{path.name}: wanted a list of rows, got {type(rows).__name__}")
@@ -110,28 +130,34 @@ def _json(path: Path) -> Iterator[Any]:
 
 
 def _jsonl(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding=TEXT).split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path.name}: line {number} is not valid JSON ({error})") from error
 
 
 def _csv(path: Path) -> Iterator[Any]:
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield {name: _from_cell(name, value) for name, value in row.items() if name is not None}
-
-
-def _from_cell(name: str, value: str | None) -> Any:
-    """CSV has only text; messages and checks are JSON in it."""
-    if name in ("messages", "check") and value:
+    csv.field_size_limit(LARGEST_CELL)
+    with path.open(newline="", encoding=TEXT) as file:
         try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+            for row in csv.DictReader(file):
+                yield {name: _from_cell(name, value) for name, value in row.items()}
+        except csv.Error as error:
+            raise DataError(f"{path.name}: not valid CSV ({error})") from error
+
+
+def _from_cell(name: str | None, value: Any) -> Any:
+    """CSV has only text; checks and lists of messages are JSON in it."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    is_messages = isinstance(found, list) and all(isinstance(item, dict) and "role" in item for item in found)
+    return found if name in ("messages", "check") or is_messages else value
 
 
 def _parquet(path: Path) -> Iterator[Any]:
@@ -154,11 +180,20 @@ def _hub_rows(source: str) -> Iterator[Any]:
 def _row(raw: Any, number: int, form: Form) -> Row:
     if not isinstance(raw, dict):
         raise RowError(f"wanted an object with fields, got {type(raw).__name__}")
-    check = raw.get("check") or None
-    if check is not None and (wrong := validate(check) if isinstance(check, dict) else "wanted a mapping"):
-        raise RowError(f"field 'check': {wrong}")
+    if None in raw:
+        raise RowError(f"has {len(raw[None])} more cells than there are columns; quote a text that holds a comma")
     fields = _preference(raw) if form == "preferences" else _demonstration(raw)
-    return Row(row=number, check=check, **fields)
+    return Row(row=number, check=_check(raw.get("check")), **fields)
+
+
+def _check(given: Any) -> dict[str, Any] | None:
+    """Columnar files give every check the fields of all the others too, with nothing in them."""
+    if given is None or given == "":
+        return None
+    check = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+    if wrong := validate(check):
+        raise RowError(f"field 'check': {wrong}")
+    return dict(check)
 
 
 def _demonstration(raw: dict[str, Any]) -> dict[str, Any]:
@@ -171,11 +206,13 @@ def _demonstration(raw: dict[str, Any]) -> dict[str, Any]:
         given = raw.get("input") or ""
         if not isinstance(given, str):
             raise RowError(f"field 'input': wanted text, got {type(given).__name__}")
+        given = _encodable(given, "field 'input'") if given.strip() else ""
         return {"instruction": _text(raw, "instruction"), "input": given, "completion": _text(raw, "output")}
     if "chosen" in raw:
         raise RowError("has 'chosen': these are pairs; set `form: preferences`")
     if "prompt" in raw:
-        return {**_prompt_field(raw), "completion": _answer(raw, "completion")}
+        prompt = _prompt_field(raw)
+        return {**prompt, "completion": _answer(raw, "completion", prompt)}
     raise RowError(
         "wanted the fields instruction/input/output, prompt/completion or messages, "
         f"got {', '.join(map(str, raw)) or 'none'}"
@@ -186,7 +223,8 @@ def _preference(raw: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in ("prompt", "chosen", "rejected") if name not in raw]
     if missing:
         raise RowError(f"field {missing[0]!r} is missing; pairs need prompt, chosen and rejected")
-    fields = {**_prompt_field(raw), "chosen": _answer(raw, "chosen"), "rejected": _answer(raw, "rejected")}
+    prompt = _prompt_field(raw)
+    fields = {**prompt, **{side: _answer(raw, side, prompt) for side in ("chosen", "rejected")}}
     if fields["chosen"].strip() == fields["rejected"].strip():
         raise RowError("fields 'chosen' and 'rejected' are identical: the pair teaches nothing")
     return fields
@@ -200,20 +238,34 @@ def _text(raw: dict[str, Any], name: str) -> str:
         raise RowError(f"field {name!r}: wanted text, got {'nothing' if value is None else type(value).__name__}")
     if not value.strip():
         raise RowError(f"field {name!r} is empty")
-    return value
+    return _encodable(value, f"field {name!r}")
 
 
-def _answer(raw: dict[str, Any], name: str) -> str:
-    """A completion: text, or messages of which the last is the assistant's."""
-    if isinstance(raw.get(name), list):
-        return _messages(raw[name], name)[-1][1]
-    return _text(raw, name)
+def _encodable(text: str, where: str) -> str:
+    """JSON can spell half of a surrogate pair, which is no character and which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{where}: not valid Unicode ({error.reason} at character {error.start + 1})") from error
+    return text
+
+
+def _answer(raw: dict[str, Any], name: str, prompt: dict[str, Any]) -> str:
+    """A completion: text, or messages that end with the assistant's and may repeat the prompt before it."""
+    if not isinstance(raw.get(name), list):
+        return _text(raw, name)
+    *before, (role, content) = _messages(raw[name], name)
+    if role != "assistant":
+        raise RowError(f"field {name!r}: wanted the assistant's turn last, got {role!r}")
+    if before and before != [*prompt["history"], ("user", prompt["instruction"])]:
+        raise RowError(f"field {name!r}: the turns before its last are not those of 'prompt'")
+    return content
 
 
 def _prompt_field(raw: dict[str, Any]) -> dict[str, Any]:
     if isinstance(raw["prompt"], list):
         return _prompt(_messages(raw["prompt"], "prompt"), "prompt")
-    return {"instruction": _text(raw, "prompt")}
+    return {"history": (), "instruction": _text(raw, "prompt")}
 
 
 def _prompt(messages: list[tuple[str, str]], name: str) -> dict[str, Any]:
@@ -232,5 +284,5 @@ def _messages(value: Any, name: str) -> list[tuple[str, str]]:
         content = message.get("content")
         if not isinstance(content, str) or not content.strip():
             raise RowError(f"field {name!r}, message {position}: its content is empty")
-        found.append((str(message["role"]), content))
+        found.append((str(message["role"]), _encodable(content, f"field {name!r}, message {position}")))
     return found

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from artifacts.kinds import Adapter, Checkpoint, Dataset, Model
+from artifacts.kinds import Adapter, Dataset, Model
+from tasks.context import Execution
 from tasks.shape import ModelShape
 from tasks.stage import Stage
 
@@ -29,6 +30,12 @@ class LoRA(BaseModel):
     """`all-linear`, a list of module names, or a regular expression over full module names."""
     top_layers: int | None = Field(None, ge=1)
     """Adapters on the last k layers only: the layers below need no backward pass."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _in_one_order(cls, value: str | list[str]) -> str | list[str]:
+        """Modules are a set: their order must not make another key."""
+        return sorted(set(value)) if isinstance(value, list) else value
 
 
 class Estimate(NamedTuple):
@@ -74,10 +81,19 @@ class Training(Stage):
         """The adapters that it trains, None for all weights."""
         raise NotImplementedError
 
-    def micro_batch_matters(self) -> bool:
+    def keyed_micro_batch(self, execution: Execution) -> int | None:
         """With dropout, the random numbers fall differently on other micro-batches."""
         lora = self.lora_settings()
-        return lora is not None and lora.dropout > 0
+        if lora is None or lora.dropout == 0:
+            return None
+        return min(execution.micro_batch or self.batch_size, self.batch_size)
+
+    def execution_problem(self, execution: Execution) -> str | None:
+        """Every optimizer step is a whole number of forward passes."""
+        micro_batch = execution.micro_batch
+        if micro_batch is None or self.batch_size % micro_batch == 0:
+            return None
+        return f"wanted execution.micro_batch to divide batch_size {self.batch_size}, got {micro_batch}"
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many training rows."""
@@ -89,11 +105,11 @@ class Training(Stage):
         shape = ModelShape.of(self.start())
         if shape is None:
             return 512 << 20
-        trained = self.trained(shape)
+        trained = self.trained(shape) or shape.parameters // 10
         return 4 * trained + 3 * 12 * trained + (64 << 20)  # the output; checkpoints with two moments
 
-    def trained(self, shape: ModelShape) -> int:
-        """How many parameters receive gradients."""
+    def trained(self, shape: ModelShape) -> int | None:
+        """How many parameters receive gradients; None while the adapter to start from does not exist."""
         start = self.start()
         if isinstance(start, Adapter):
             return shape.adapter_parameters(start)
@@ -110,9 +126,7 @@ class Training(Stage):
         if shape is None:
             return Estimate(steps=steps)
         trained = self.trained(shape)
-        return Estimate(shape.parameters + trained, trained, steps, shape.training_bytes(trained, self.batch_size))
-
-
-def full(start: Model, lora: LoRA | None) -> bool:
-    """Whether all weights are trained."""
-    return isinstance(start, Checkpoint) and lora is None
+        if trained is None:
+            return Estimate(shape.parameters, None, steps, None)
+        added = 0 if trained == shape.parameters else trained
+        return Estimate(shape.parameters + added, trained, steps, shape.training_bytes(trained, self.batch_size))

@@ -34,16 +34,22 @@ class ModelShape:
     @classmethod
     def of(cls, model: Model) -> Self | None:
         """The shape of a model's base, or None before it exists or for an unknown architecture."""
-        path = base_of(model).path / "config.json"
-        return cls.from_config(json.loads(path.read_text())) if path.exists() else None
+        try:
+            config = json.loads((base_of(model).path / "config.json").read_text())
+        except (OSError, ValueError):  # not made yet, or damaged and to be made again
+            return None
+        return cls.from_config(config)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self | None:
-        """From the contents of a `config.json`."""
-        if config.get("model_type") in ("llama", "mistral", "qwen2"):
-            return cls(**_llama(config), bytes_each=_width(config), prefix="model.layers")
-        if config.get("model_type") == "gpt2":
-            return cls(**_gpt2(config), bytes_each=_width(config), prefix="transformer.h")
+        """From the contents of a `config.json`; None where it doesn't say enough."""
+        try:
+            if config.get("model_type") in ("llama", "mistral", "qwen2"):
+                return cls(**_llama(config), bytes_each=_width(config), prefix="model.layers")
+            if config.get("model_type") == "gpt2":
+                return cls(**_gpt2(config), bytes_each=_width(config), prefix="transformer.h")
+        except KeyError:
+            return None
         return None
 
     @property
@@ -61,10 +67,12 @@ class ModelShape:
             if adapted(f"{self.prefix}.{layer}.{name}", targets)
         )
 
-    def adapter_parameters(self, adapter: Adapter) -> int:
-        """The parameters of an adapter: from its file once it is there, else 0."""
-        path = adapter.path / "adapter_model.safetensors"
-        return tensor_elements(path) if path.exists() else 0
+    def adapter_parameters(self, adapter: Adapter) -> int | None:
+        """The parameters of an adapter, from its file; None before that is there and whole."""
+        try:
+            return tensor_elements(adapter.path / "adapter_model.safetensors")
+        except (OSError, ValueError):
+            return None
 
     def training_bytes(self, trained: int, batch_size: int, tokens: int = 128) -> int:
         """Memory of one training step on rows of about `tokens` tokens; a rough estimate.
@@ -89,9 +97,16 @@ def _llama(config: dict[str, Any]) -> dict[str, Any]:
         ("mlp.gate_proj", hidden, inner), ("mlp.up_proj", hidden, inner), ("mlp.down_proj", inner, hidden),
     )  # fmt: skip
     embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", False) else 2)
+    biases = 0
+    if config["model_type"] == "qwen2" or config.get("attention_bias"):
+        biases += heads * size + 2 * pairs
+    if config.get("attention_bias"):
+        biases += hidden
+    if config.get("mlp_bias"):
+        biases += 2 * inner + hidden
     return {
         "layers": layers, "hidden": hidden, "vocabulary": vocabulary, "linears": linears,
-        "others": embeddings + (2 * layers + 1) * hidden,
+        "others": embeddings + (2 * layers + 1) * hidden + layers * biases,
     }  # fmt: skip
 
 
@@ -103,7 +118,8 @@ def _gpt2(config: dict[str, Any]) -> dict[str, Any]:
         ("mlp.c_fc", hidden, inner), ("mlp.c_proj", inner, hidden),
     )  # fmt: skip
     biases = layers * (3 * hidden + hidden + inner + hidden)
-    others = (vocabulary + config["n_positions"]) * hidden + (4 * layers + 2) * hidden + biases
+    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
+    others = embeddings + config["n_positions"] * hidden + (4 * layers + 2) * hidden + biases
     return {
         "layers": layers,
         "hidden": hidden,

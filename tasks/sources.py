@@ -11,6 +11,8 @@ from artifacts.errors import DataError, ModelError, UserError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 HUB_TIMEOUT_S = 10
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gguf", ".safetensors", ".bin", ".txt", ".yaml", ".zip", ".gz")
+"""What ends like this was meant as a file. (`Qwen/Qwen2.5-0.5B` has a dot, and is none.)"""
 
 
 def locate(source: str, folders: Sequence[Path], *, repo: Literal["model", "dataset"]) -> str:
@@ -21,11 +23,12 @@ def locate(source: str, folders: Sequence[Path], *, repo: Literal["model", "data
     wrong: type[UserError] = ModelError if repo == "model" else DataError
     if source.startswith("hub:"):
         return f"hub:{_pinned(source.removeprefix('hub:'), repo, wrong)}"
-    places = [Path(source).expanduser()] if Path(source).is_absolute() else [folder / source for folder in folders]
+    path = Path(source).expanduser()
+    places = [path] if path.is_absolute() else [folder / path for folder in folders]
     for place in places:
         if place.exists():
             return str(place.resolve())
-    if HUB_ID.fullmatch(source) and not Path(source).suffix:
+    if HUB_ID.fullmatch(source) and not source.lower().endswith(FILE_SUFFIXES):
         return f"hub:{_pinned(source, repo, wrong)}"
     looked = " nor at ".join(dict.fromkeys(str(place) for place in places))
     raise wrong(f"source: nothing is at {looked}; give a path from the recipe's folder or from here")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, Union
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from artifacts.fingerprint import FileDigests, file_digest
 from artifacts.kinds import Artifact
-from tasks.context import Context
+from tasks.context import Context, Execution
 
 
 class Input(NamedTuple):
@@ -52,9 +52,22 @@ class Stage(BaseModel):
         """What stands in the key for the fields in `outside`."""
         return {}
 
-    def micro_batch_matters(self) -> bool:
-        """Whether another micro-batch gives another result, so that it belongs to the key."""
-        return False
+    def keyed_micro_batch(self, execution: Execution) -> int | None:
+        """The micro-batch, where another one would give another result, so that it belongs to the key; else None."""
+        return None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is not the number 1."""
+        options = _options(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and bool not in options:
+            raise ValueError("wanted no true or false here")
+        return value
+
+    def execution_problem(self, execution: Execution) -> str | None:
+        """Why this stage can't be run like that, or None."""
+        return None
 
     def disk_bytes(self) -> int:
         """A rough upper bound of what the output needs."""

@@ -8,7 +8,7 @@ from artifacts.kinds import Adapter, Checkpoint, RewardModel
 from tasks.context import Context
 from tasks.settings import LoRA
 from tasks.training.logps import padded
-from tasks.training.models import adapter_lora, add_adapter, load_tokenizer, save_adapter, start_from
+from tasks.training.models import adapter_lora, add_adapter, load_tokenizer, save_adapter, start_from, without_dropout
 from tasks.training.rows import batches
 from tasks.training.scoring import load_reward, save_head, score
 from tasks.training.trainable import save_whole, say_size
@@ -28,6 +28,7 @@ def classifier(base: Checkpoint, lora: LoRA | None, adapter: Adapter | None, ctx
     whole = lora is None and adapter is None
     dtype: Any = torch.float32 if whole else "auto"
     model = AutoModelForSequenceClassification.from_pretrained(base.path, num_labels=1, dtype=dtype)
+    model = without_dropout(model)
     model.score = _head(model.config.hidden_size)
     model.to(ctx.device())
     if adapter is not None:

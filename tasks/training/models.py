@@ -33,7 +33,19 @@ def load_checkpoint(checkpoint: Checkpoint, device: str, *, float32: bool = Fals
 
     dtype: Any = torch.float32 if float32 else "auto"
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
-    return model.to(device).eval()
+    return without_dropout(model).to(device).eval()
+
+
+def without_dropout(model: Any) -> Any:
+    """The model with its own dropout off for good: the only dropout is the one that a recipe gives an adapter."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
 
 
 def load_model(model: Model, device: str, *, trainable: bool = False, float32: bool = False) -> Any:
@@ -141,13 +153,15 @@ def _plain(value: Any) -> Any:
 
 def start_from(model: Any, adapter: Adapter) -> None:
     """Copy an adapter's tensors into the adapter `default` of `model`, which must have the same shape."""
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     check_base(adapter)
-    result: Any = set_peft_model_state_dict(model, load_file(adapter.path / ADAPTER_FILE), adapter_name="default")
-    if result.unexpected_keys:
-        raise ModelError(f"adapter {adapter.key[:12]} does not fit: {result.unexpected_keys[0]} has no place")
+    tensors = get_peft_model_state_dict(model, adapter_name="default")
+    given = load_file(adapter.path / ADAPTER_FILE)
+    if strangers := given.keys() - tensors.keys():
+        raise ModelError(f"adapter {adapter.key[:12]} does not fit: {min(strangers)} has no place")
+    set_peft_model_state_dict(model, {**tensors, **given}, adapter_name="default")
 
 
 def adapter_lora(adapter: Adapter) -> LoRA:

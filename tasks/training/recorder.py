@@ -52,7 +52,7 @@ class Recorder(TrainerCallback):
         self.ctx, self.stage = ctx, stage
         self.tokens = cumulative_tokens(lengths, stage.batch_size, ctx.seed, stage.steps(len(lengths)))
         self.last: dict[str, float] = {}
-        self.first: dict[str, float] = {}
+        self.before: dict[str, float] = {}
         self._since = (0, time.monotonic())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -66,8 +66,8 @@ class Recorder(TrainerCallback):
         if "train/loss" in metrics:
             metrics["train/tokens_per_second"] = self._speed(state.global_step)
         self.ctx.metrics.log(metrics, step=state.global_step * self.stage.batch_size, optimizer_step=state.global_step)
-        for name, value in metrics.items():
-            self.first.setdefault(name, value)
+        if state.global_step == 0:
+            self.before.update(metrics)
         self.last.update(metrics)
 
     def _speed(self, step: int) -> float:
@@ -90,8 +90,8 @@ class Recorder(TrainerCallback):
         seal_checkpoint(checkpoint, self.ctx.execution.keep_checkpoints)
 
     def headline(self) -> dict[str, float]:
-        """The last value of every metric, the first validation loss, and the tokens trained on."""
+        """The last value of every metric, the validation loss before the first step, and the tokens trained on."""
         found = {name: value for name, value in self.last.items() if name != "train/tokens_per_second"}
-        if "validation/loss" in self.first:
-            found["validation/loss_before"] = self.first["validation/loss"]
+        if "validation/loss" in self.before:
+            found["validation/loss_before"] = self.before["validation/loss"]
         return {**found, "cost/tokens": float(self.tokens[-1])}

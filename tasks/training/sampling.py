@@ -83,12 +83,11 @@ class _merged:  # noqa: N801  (reads as a context manager)
         if hasattr(self.model, "peft_config"):
             from peft.tuners.tuners_utils import BaseTunerLayer
 
-            module: Any
             for module in self.model.modules():
                 if isinstance(module, BaseTunerLayer):
-                    weight = module.get_base_layer().weight
-                    self.saved.append((module, weight.data.clone()))
-                    module.merge()
+                    layer: Any = module
+                    self.saved.append((layer, layer.get_base_layer().weight.data.clone()))
+                    layer.merge()
 
     def __exit__(self, *error: object) -> None:
         for module, weight in self.saved:

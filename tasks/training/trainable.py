@@ -8,6 +8,7 @@ from typing import Any
 from artifacts.kinds import Adapter, Checkpoint, Model, base_of
 from tasks.context import Context
 from tasks.settings import LoRA
+from tasks.training.model_files import copy_tokenizer, save_weights
 from tasks.training.models import add_adapter, load_model, load_tokenizer, parameter_counts, save_adapter
 
 
@@ -47,8 +48,6 @@ def save_trained(model: Any, start: Model, out: Path) -> None:
 
 def save_whole(model: Any, start: Checkpoint, out: Path) -> None:
     """Complete weights with the tokenizer and chat template of `start`."""
-    from tasks.base_model import copy_tokenizer, save_weights
-
     dtype = str(load_config(start).dtype or "float32").removeprefix("torch.")
     save_weights(model, out, dtype)
     copy_tokenizer(start.path, out)

@@ -1,0 +1,43 @@
+"""Writing complete models: weights in safetensors, configuration, tokenizer and chat template."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+
+
+def save_checkpoint(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
+    """Write a complete model: weights, configuration, tokenizer and chat template."""
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+    save_weights(model, out, dtype)
+    tokenizer.save_pretrained(out)
+
+
+def save_weights(model: Any, out: Path, dtype: str) -> None:
+    """Write weights and configuration, with no path of this machine."""
+    import torch
+
+    model.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    model.config._name_or_path = ""
+    model.save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """The tokenizer and chat template files as they are, byte for byte."""
+    for pattern in TOKENIZER_FILES:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, out / file.name)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from artifacts.kinds import Artifact, Checkpoint
+from artifacts.store import Store
+from tasks.context import Execution
+from tasks.job import Job
+from tasks.registry import stage_class
+from tasks.stage import Stage
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("one", "two", "three", "four")]
+PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `$ALIGN_HOME` of this test's own; nothing is in it, not even the folder."""
+    folder = tmp_path / "align-home"
+    monkeypatch.setenv("ALIGN_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def store(home: Path) -> Store:
+    return Store(home)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A .jsonl file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def chain() -> dict[str, Any]:
+    """base -> data -> sft -> reward and dpo -> merge -> evaluate, on a model made in code."""
+    return {
+        "seed": 0,
+        "stages": {
+            "base": {"uses": "base", "source": "builtin:tiny-llama"},
+            "rows": {"uses": "data", "base": "base", "form": "demonstrations", "source": "rows.jsonl"},
+            "pairs": {"uses": "data", "base": "base", "form": "preferences", "source": "pairs.jsonl"},
+            "sft": {"uses": "sft", "base": "base", "data": "rows", "lora": {"rank": 4}},
+            "reward": {"uses": "reward", "base": "base", "data": "pairs"},
+            "dpo": {"uses": "dpo", "policy": "sft", "data": "pairs", "beta": 0.1},
+            "merge": {"uses": "merge", "adapter": "dpo", "data": "pairs"},
+            "eval": {"uses": "evaluate", "policy": "merge", "data": "pairs", "reward": "reward"},
+        },
+    }
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe (a mapping, or YAML as text) with its data files; gives its path."""
+
+    def write(recipe: Any, folder: Path | None = None, name: str = "recipe.yaml") -> Path:
+        folder = folder or tmp_path / "project"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "rows.jsonl").exists():
+            write_rows(folder / "rows.jsonl", DEMONSTRATIONS)
+            write_rows(folder / "pairs.jsonl", PAIRS)
+        path = folder / name
+        path.write_text(recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False))
+        return path
+
+    return write
+
+
+def run_stage(uses: str, draft: Path, *, seed: int = 0, **fields: Any) -> Artifact:
+    """Run one stage in this process and in the folder `draft`; gives the handle of what it made."""
+    stage: Stage = stage_class(uses).model_validate(fields).locate([draft.parent])
+    handle = stage.output("0" * 64, draft / "out")
+    job = Job.of(stage, uses=uses, key=handle.key, seed=seed, execution=Execution(threads=1, device="cpu"), draft=draft)
+    stage.run(job.context(events=True))
+    return handle
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The base with a chat template, one token a byte: made once, as the base stage makes it."""
+    handle = run_stage("base", tmp_path_factory.mktemp("llama") / "base", source="builtin:tiny-llama")
+    assert isinstance(handle, Checkpoint)
+    return handle
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The base without chat template and without PAD of its own."""
+    handle = run_stage("base", tmp_path_factory.mktemp("gpt2") / "base", source="builtin:tiny-gpt2")
+    assert isinstance(handle, Checkpoint)
+    return handle

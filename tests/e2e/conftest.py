@@ -1,0 +1,82 @@
+"""The installed `align` command, in processes of its own, on the two-layer recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALIGN = Path(sys.executable).parent / "align"
+
+
+@dataclass
+class Answer:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {stage["name"]: stage["status"] for stage in self.json["stages"]}
+
+    def stage(self, name: str) -> dict[str, Any]:
+        return next(stage for stage in self.json["stages"] if stage["name"] == name)
+
+
+class Shop:
+    """One ALIGN_HOME and one Prefect home, and the command that works there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "align"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))},
+            "ALIGN_HOME": str(self.home),
+            "PREFECT_HOME": str(folder / "prefect"),
+            "HOME": str(folder),
+        }
+
+    def start(self, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(ALIGN), *words], cwd=cwd, env={**self.environment, **environment}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE,
+        )  # fmt: skip
+
+    def align(self, *words: str, cwd: Path = ROOT, given: str = "", **environment: str) -> Answer:
+        process = self.start(*words, cwd=cwd, **environment)
+        out, err = process.communicate(given, timeout=600)
+        assert "Traceback" not in err, err
+        return Answer(process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    return Shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def first(shop: Shop) -> Answer:
+    """The first run of the tiny recipe, without any server."""
+    answer = shop.align("run", "pipelines/tiny.yaml", "--json")
+    assert answer.status == 0, answer.err
+    return answer
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the recipes and their data in another folder, to be changed."""
+    shutil.copytree(ROOT / "pipelines", tmp_path / "elsewhere" / "pipelines")
+    return tmp_path / "elsewhere"

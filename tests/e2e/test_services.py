@@ -1,0 +1,139 @@
+"""Prefect and MLflow as people see them: a real server, its API, and the tracking database."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+pytestmark = pytest.mark.e2e
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def call(url: str, body: dict | None = None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.fixture(scope="module")
+def prefect_server(shop):
+    port = free_port()
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", str(port), "--no-ui"],
+        env={**shop.environment, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    api = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            call(f"{api}/health")
+            break
+        except OSError:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.3)
+    yield api
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def served(first, shop, prefect_server):
+    """A run against the server, in which dpo and what follows is made."""
+    answer = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect_server)
+    assert answer.status == 0, answer.err
+    return answer.json
+
+
+def test_the_flow_run_with_its_parameters_and_tasks_is_in_prefect(served, prefect_server):
+    run = call(f"{prefect_server}/flow_runs/{served['flow_run_id']}")
+    assert run["state_type"] == "COMPLETED"
+    assert run["parameters"]["overrides"] == {"dpo.beta": 0.7}
+    where = {"flow_runs": {"id": {"any_": [served["flow_run_id"]]}}}
+    tasks = call(f"{prefect_server}/task_runs/filter", where)
+    states = {task["name"].rsplit("-", 1)[0]: task["state_name"] for task in tasks}
+    assert states["dpo"] == "Completed" and states["eval_dpo"] == "Completed"
+    assert set(states) == {stage["name"] for stage in served["stages"]}
+
+
+def test_a_stage_made_before_is_cached_in_prefect_too(served, shop, prefect_server):
+    again = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect_server).json
+    where = {"flow_runs": {"id": {"any_": [again["flow_run_id"]]}}}
+    tasks = call(f"{prefect_server}/task_runs/filter", where)
+    assert {task["state_name"] for task in tasks} == {"Cached"}
+
+
+def test_logs_and_a_summary_with_links_are_in_prefect(served, prefect_server):
+    logs = call(f"{prefect_server}/logs/filter", {"logs": {"flow_run_id": {"any_": [served["flow_run_id"]]}}})
+    assert any("trains" in log["message"] and "dpo" in log["message"] for log in logs)
+    found = call(
+        f"{prefect_server}/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [served["flow_run_id"]]}}}
+    )
+    summary = next(artifact["data"] for artifact in found if artifact["key"] == "summary")
+    assert served["run_id"] in summary and "| dpo | ran |" in summary and "](http" in summary
+
+
+@pytest.fixture
+def tracking(shop):
+    return MlflowClient(f"sqlite:///{shop.home / 'mlflow.db'}")
+
+
+def test_the_parent_run_carries_headlines_recipe_plan_and_comparison(first, tracking):
+    parent = tracking.get_run(first.json["mlflow_run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["eval/check_rate"] == first.stage("eval_dpo")["metrics"]["eval/check_rate"]
+    assert parent.data.metrics["eval_sft/check_rate"] == first.stage("eval_sft")["metrics"]["eval/check_rate"]
+    files = {file.path for file in tracking.list_artifacts(parent.info.run_id)}
+    assert {"tiny.yaml", "plan.json", "comparison.md", "comparison.png"} <= files
+    assert {dataset.dataset.name for dataset in parent.inputs.dataset_inputs} >= {"pairs.source", "pairs.test_source"}
+
+
+def test_a_stage_that_ran_is_a_child_with_parameters_points_and_hard_linked_files(first, tracking):
+    stage = first.stage("dpo")
+    run = tracking.get_run(stage["mlflow_run_id"])
+    assert run.data.tags["mlflow.parentRunId"] == first.json["mlflow_run_id"]
+    assert run.data.params["beta"] == "0.1" and run.data.tags["align.key"] == stage["key"]
+    points = tracking.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted({point.step for point in points}) == [8, 16, 24, 32, 40, 48, 56, 64]
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    adapter = root / "output" / "adapter_model.safetensors"
+    assert adapter.samefile(Path(stage["path"]) / adapter.name)
+    names = {path.path for path in tracking.list_artifacts(run.info.run_id, "checkpoints")}
+    assert names == {"checkpoints/checkpoint-4", "checkpoints/checkpoint-8"}
+    assert (root / "stage" / "manifest.json").exists()
+
+
+def test_sft_and_dpo_share_metric_names_and_the_axis(first, tracking):
+    runs = [tracking.get_run(first.stage(name)["mlflow_run_id"]) for name in ("sft", "dpo")]
+    shared = set(runs[0].data.metrics) & set(runs[1].data.metrics)
+    assert {"train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second", "cost/tokens"} <= shared
+
+
+def test_a_cached_stage_is_linked_and_not_logged_again(first, served, tracking):
+    keys = {stage["name"]: stage["mlflow_run_id"] for stage in served["stages"]}
+    assert keys["sft"] == first.stage("sft")["mlflow_run_id"]
+    parent = tracking.get_run(served["mlflow_run_id"])
+    assert parent.data.tags["align.stage.sft"] == keys["sft"]
+    children = tracking.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+    assert {child.info.run_name for child in children} == {"dpo", "merge", "eval_dpo"}
+
+
+def test_an_mlflow_that_does_not_answer_is_an_error_in_seconds(first, shop):
+    started = time.monotonic()
+    answer = shop.align("run", "pipelines/tiny.yaml", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
+    assert answer.status == 2 and "MLflow" in answer.err and "can't be used" in answer.err
+    assert time.monotonic() - started < 60

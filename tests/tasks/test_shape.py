@@ -1,0 +1,131 @@
+"""Counts in closed form against the models that transformers and peft make of the same configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
+
+from artifacts.kinds import Adapter, Checkpoint
+from tasks.settings import LoRA
+from tasks.shape import ModelShape, tensor_elements
+from tasks.training.models import target_names
+
+SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 96}  # fmt: skip
+CONFIGS = {
+    "llama tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "llama untied": LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "llama with biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama with wide heads": LlamaConfig(**SIZES, head_dim=32),
+    "mistral": MistralConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "gpt2": GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=128),
+    "gpt2 with its own width": GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=4, n_positions=128, n_inner=100),
+}
+GPT2 = GPT2Config()
+
+
+def saved(config: PretrainedConfig, folder: Path) -> dict[str, Any]:
+    """The configuration as a file keeps it."""
+    config.save_pretrained(folder)
+    return dict(json.loads((folder / "config.json").read_text()))
+
+
+def on_meta(config: PretrainedConfig) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_weights_are_counted(name: str, tmp_path: Path) -> None:
+    shape = ModelShape.from_config(saved(CONFIGS[name], tmp_path))
+    assert shape is not None
+    assert shape.parameters == sum(parameter.numel() for parameter in on_meta(CONFIGS[name]).parameters())
+
+
+LLAMA_LORAS = [
+    LoRA(rank=8),
+    LoRA(rank=4, target_modules=["q_proj", "v_proj"]),
+    LoRA(rank=4, target_modules=["self_attn.o_proj"]),
+    LoRA(rank=2, target_modules=r".*\.1\.mlp\.(up|down)_proj"),
+    LoRA(rank=8, top_layers=1),
+    LoRA(rank=8, top_layers=9),
+]
+GPT2_LORAS = [
+    LoRA(rank=16),
+    LoRA(rank=8, target_modules=["c_attn", "attn.c_proj"]),
+    LoRA(rank=8, target_modules=["c_proj"]),
+    LoRA(rank=8, top_layers=2, target_modules=["c_attn"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [(name, lora) for name in ("llama tied", "llama with wide heads", "qwen2") for lora in LLAMA_LORAS]
+    + [("gpt2", lora) for lora in GPT2_LORAS],
+    ids=str,
+)
+def test_adapters_are_counted_as_peft_makes_them(name: str, lora: LoRA, tmp_path: Path) -> None:
+    shape, model = ModelShape.from_config(saved(CONFIGS[name], tmp_path)), on_meta(CONFIGS[name])
+    adapted = get_peft_model(
+        model, LoraConfig(r=lora.rank, target_modules=target_names(model, lora), fan_in_fan_out=name == "gpt2")
+    )
+    assert shape is not None
+    assert shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers) == sum(
+        parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
+    )
+
+
+@pytest.mark.parametrize(
+    ("rank", "targets", "top_layers", "wanted"),
+    [
+        (16, "all-linear", None, 2_359_296),
+        (8, ["c_attn", "attn.c_proj"], None, 442_368),
+        (8, ["c_attn", "attn.c_proj"], 6, 221_184),
+        (8, ["c_attn"], None, 294_912),
+    ],
+)
+def test_the_numbers_known_of_gpt2(rank: int, targets: Any, top_layers: int | None, wanted: int) -> None:
+    shape = ModelShape.from_config(GPT2.to_dict())
+    assert shape is not None
+    assert shape.parameters == 124_439_808
+    assert shape.lora_parameters(rank, targets, top_layers) == wanted
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"model_type": "mamba"}, {"model_type": "gpt2"}, {"model_type": "llama"}], ids=str
+)
+def test_nothing_is_guessed_of_what_is_not_known(config: dict[str, Any]) -> None:
+    assert ModelShape.from_config(config) is None
+
+
+def test_a_base_that_is_not_there_yet_has_no_shape(tmp_path: Path, tiny_llama: Checkpoint) -> None:
+    assert ModelShape.of(Checkpoint(key="k", path=tmp_path)) is None
+    shape = ModelShape.of(Adapter(key="k", path=tmp_path, base=tiny_llama))
+    assert shape is not None
+    assert shape.parameters == tensor_elements(tiny_llama.path / "model.safetensors")
+    assert shape.bytes_each == 4
+
+
+def test_more_weights_rows_and_trained_parameters_need_more_memory() -> None:
+    small, large = (ModelShape.from_config(GPT2Config(n_layer=n).to_dict()) for n in (4, 12))
+    assert small is not None
+    assert large is not None
+    assert small.training_bytes(10, 8) < large.training_bytes(10, 8) < large.training_bytes(10, 16)
+    assert large.training_bytes(2_000_000, 8) - large.training_bytes(1_000_000, 8) == 16_000_000
+
+
+def test_a_damaged_base_has_no_shape_and_stops_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    base = Checkpoint(key="k", path=tmp_path)
+    assert ModelShape.of(base) is None
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0rubbish")
+    shape = ModelShape.from_config(GPT2.to_dict())
+    assert shape is not None
+    assert shape.adapter_parameters(Adapter(key="k", path=tmp_path, base=base)) is None

@@ -1,0 +1,43 @@
+"""Every command that the README shows exists; those that cost nothing are run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line[2:].split(" # ")[0].split(" &")[0].strip() for line in README.splitlines() if line.startswith("$ ")]
+
+
+def words_after(command: str, name: str) -> list[str]:
+    """The words of an `align` command, environment assignments before it dropped."""
+    words = shlex.split(command)
+    return words[words.index(name) + 1 :]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "align " in command])
+def test_each_align_command_plans(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGN_HOME", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    verb, *rest = words_after(command, "align")
+    assert verb in ("run", "plan")
+    assert main(["plan", *rest]) == 0
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|\$ )make (\w+)", README))))
+def test_each_make_target_exists(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_recipe_is_in_the_readme_and_every_file_it_names_is_there():
+    named = set(re.findall(r"`((?:pipelines|tasks|flows|tests)/[\w./]+)[`:]", README))
+    assert {f"pipelines/{path.name}" for path in (ROOT / "pipelines").glob("*.yaml")} <= named
+    assert all((ROOT / name).exists() for name in named)

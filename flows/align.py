@@ -22,6 +22,7 @@ from prefect.runtime import flow_run  # noqa: E402
 from artifacts.errors import AlignError, StageError, UserError  # noqa: E402
 from artifacts.store import Store  # noqa: E402
 from flows.caching import StageKey  # noqa: E402
+from flows.ephemeral import guard_ephemeral_servers  # noqa: E402
 from flows.execute import StageResult, execute, found, missing  # noqa: E402
 from flows.records import RunRecord  # noqa: E402
 from flows.summary import conclude  # noqa: E402
@@ -49,6 +50,7 @@ def align(
         until: Stop after this stage.
         strict_env: Let library versions count as part of every stage's identity.
     """
+    guard_ephemeral_servers()
     watch = watcher()
     watch.logger = _logger(watch)
     store = Store(align_home())
@@ -61,7 +63,11 @@ def align(
     run_id = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     tracker = Tracker.connect(store.home, name, watch)
     tracker.begin(plan, run_id, flow_run.id)
-    results, errors = _run_all(plan, store, tracker, watch)
+    try:
+        results, errors = _run_all(plan, store, tracker, watch)
+    except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
+        tracker.abandon()
+        raise
     record = RunRecord.of(plan, run_id, flow_run.id, tracker.parent, results)
     record.save(store.home)
     summary = conclude(record, plan, tracker, store, flow_run.ui_url)
@@ -85,9 +91,9 @@ def _run_all(
         started = time.monotonic()
         try:
             result = _run_stage(planned, plan, store, tracker, watch)
-        except AlignError as error:
-            errors.append(error)
-            result = missing(planned, "failed", str(error), time.monotonic() - started)
+        except (AlignError, OSError) as error:
+            errors.append(error if isinstance(error, AlignError) else StageError(f"{planned.label}: {error}"))
+            result = missing(planned, "failed", str(errors[-1]), time.monotonic() - started)
         results[planned.label] = result
         watch.stage(planned.label, result.status, result.error or f"{result.seconds:.0f} s")
     return results, errors

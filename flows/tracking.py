@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from artifacts.errors import UserError
 from artifacts.manifest import Manifest
-from flows.artifact_links import link_files, local_folder
+from flows.artifact_links import link_files
 from flows.follow import Follower, numbers
 from flows.watch import Watcher
 from pipelines.plan import Plan, Planned
@@ -184,9 +184,10 @@ class Tracker:
 
         self._quietly(close)
 
-    def folder_of(self, run: str) -> Path | None:
-        """The local folder of a run's artifacts, None if they are elsewhere."""
-        return local_folder(self.client, run)
+    def abandon(self) -> None:
+        """Mark the parent run as killed."""
+        if (parent := self.parent) is not None:
+            self._quietly(lambda: self.client.set_terminated(parent, "KILLED"))
 
     def _params(self, run: str, params: Mapping[str, Any]) -> None:
         entries = [Param(name, str(value)[:6000]) for name, value in params.items()]

@@ -84,24 +84,41 @@ def test_a_damaged_output_is_noticed_and_made_again(first, shop):
     assert answer.stage("sft")["digest"] == first.stage("sft")["digest"]
 
 
-def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path):
-    words = ("run", "pipelines/tiny.yaml", "dpo.epochs=4", "--exec", "save_interval=2")
-    undisturbed = shop.align(*words, "--json", "--until", "dpo", ALIGN_HOME=str(tmp_path / "undisturbed"))
-    process = shop.start(*words, "--until", "dpo")
-    drafts = shop.home / "drafts"
+def until_dpo_has_a_checkpoint(shop, process):
+    """Waits; gives the job file that names the trainer."""
     deadline = time.monotonic() + 180
-    while not list(drafts.glob("dpo-*/work/checkpoint-*/manifest.json")):
+    while not (found := list((shop.home / "drafts").glob("dpo-*/work/checkpoint-*/manifest.json"))):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
+    return str(found[0].parents[2] / "job.json")
+
+
+def processes_with(text):
+    return [path for path in Path("/proc").glob("[0-9]*") if text in cmdline(path)]
+
+
+def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path):
+    words = ("run", "pipelines/tiny.yaml", "dpo.epochs=4", "--exec", "save_interval=2", "--until", "dpo")
+    undisturbed = shop.align(*words, "--json", ALIGN_HOME=str(tmp_path / "undisturbed"))
+    process = shop.start(*words)
+    trainer = until_dpo_has_a_checkpoint(shop, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    draft = next(path.parent for path in drafts.glob("dpo-*/work"))
-    trainer = str(draft / "job.json")
-    time.sleep(1)
-    assert not [path for path in Path("/proc").glob("[0-9]*") if trainer in cmdline(path)], "an orphan trains on"
-    answer = shop.align(*words, "--json", "--until", "dpo")
+    process.communicate(timeout=30)  # ends only when Prefect's server, which shares the pipes, is gone too
+    assert not processes_with(trainer), "an orphan trains on"
+    answer = shop.align(*words, "--json")
     assert answer.stage("dpo")["status"] == "resumed"
     assert answer.stage("dpo")["digest"] == undisturbed.stage("dpo")["digest"]
+    assert answer.stage("sft")["status"] == "cached"
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_process(first, shop):
+    process = shop.start("run", "pipelines/tiny.yaml", "dpo.epochs=5", "--exec", "save_interval=2", "--until", "dpo")
+    trainer = until_dpo_has_a_checkpoint(shop, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "run the same command again" in err
+    assert not processes_with(trainer)
+    shop.align("run", "pipelines/tiny.yaml", "dpo.epochs=5", "--until", "dpo")
 
 
 def cmdline(process: Path) -> str:

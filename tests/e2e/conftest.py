@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -50,10 +51,17 @@ class Shop:
         }
 
     def start(self, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+        # A shell that starts tests in the background lets them ignore Ctrl-C; a user's terminal does not.
         return subprocess.Popen(
-            [str(ALIGN), *words], cwd=cwd, env={**self.environment, **environment}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE,
-        )  # fmt: skip
+            [str(ALIGN), *words],
+            cwd=cwd,
+            env={**self.environment, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
 
     def align(self, *words: str, cwd: Path = ROOT, given: str = "", **environment: str) -> Answer:
         process = self.start(*words, cwd=cwd, **environment)

@@ -158,7 +158,7 @@ def _kinds(axis: Any, shown: Sequence[Compared], kinds: Sequence[str]) -> None:
         places = [place + (number - (len(shown) - 1) / 2) * width for place in range(len(kinds))]
         axis.bar(places, rates, width, label=policy.name, color=f"C{number}")
     axis.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=8)
-    axis.set_ylim(0, 1.02)
+    axis.set_ylim(0, 1.14)  # room for the legend above full bars
     axis.set_title("by kind of constraint", fontsize=10)
     axis.legend(frameon=False, fontsize=8, ncols=len(shown), loc="upper left", bbox_to_anchor=(0, 1.0))
     axis.spines[["top", "right"]].set_visible(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts.errors import UserError
@@ -47,7 +48,7 @@ def _policies(name: str, *, prefix: bool) -> list[Compared]:
     found = policies_of(record)
     if not prefix:
         return found
-    return [Compared(f"{name}:{one.name}", one.metrics, one.by_kind, one.completions, one.against) for one in found]
+    return [replace(one, name=f"{name}:{one.name}") for one in found]
 
 
 def find_output(name: str) -> Path:

@@ -15,7 +15,6 @@ from pipelines.plan import Plan, make_plan
 from pipelines.problems import did_you_mean
 from pipelines.reasons import Verdict, verdicts
 from pipelines.recipe import load_recipe
-from tasks.settings import Estimate, Training
 
 
 def show_plan(
@@ -38,7 +37,7 @@ def show_plan(
 
 def _line(plan: Plan, label: str, verdict: Verdict) -> dict[str, Any]:
     planned = plan[label]
-    estimate = planned.stage.estimate() if isinstance(planned.stage, Training) else Estimate()
+    estimate = planned.stage.estimate()
     return {
         "name": label, "uses": planned.uses, "key": planned.key, "cached": verdict.cached,
         "reason": "; ".join(filter(None, [verdict.reason, verdict.drift])),

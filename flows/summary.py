@@ -13,7 +13,8 @@ from pipelines.compare import Compared, chart, differences, markdown_table, side
 from pipelines.plan import Plan
 
 HEADLINES = (
-    "eval/check_rate", "eval/reward_accuracy", "rewards/accuracies", "validation/loss", "merge/kl_to_saved",
+    "eval/check_rate", "eval/reward_accuracy", "validation/score",
+    "rewards/accuracies", "validation/loss", "merge/kl_to_saved",
     "eval/score_mean", "eval/preference_accuracy", "train/loss", "data/rows_train", "model/parameters",
 )  # fmt: skip
 """Which metric says most of a stage, the first that it has."""

@@ -51,7 +51,7 @@ def run_tables(record: Any, *, paths: bool) -> str:
     link = mlflow_link(record)
     parts.append(f"MLflow: {link}" if link else f"MLflow: mlflow ui --backend-store-uri sqlite:///{_database()}")
     merged = [stage for stage in record.stages if stage["uses"] == "merge" and stage["path"]]
-    parts += [f"model: {merged[-1]['path']}"] if merged else []
+    parts += [f"{stage['name']}: {stage['path']}" for stage in merged]
     return "\n".join(parts)
 
 

@@ -22,8 +22,9 @@ from mlflow.tracking import MlflowClient
 from artifacts.errors import UserError
 from artifacts.manifest import Manifest
 from flows.artifact_links import link_files
-from flows.follow import Follower, numbers
+from flows.follow import Follower, log_table, numbers
 from flows.watch import Watcher
+from pipelines.curves import curves
 from pipelines.plan import Plan, Planned
 
 KEY_TAG, PARENT_TAG, NOTE_TAG = "align.key", "mlflow.parentRunId", "mlflow.note.content"
@@ -145,9 +146,11 @@ class Tracker:
             tags=[RunTag("align.digest", manifest.digest), RunTag("align.path", str(folder / "out"))],
         )
         link_files(self.client, run, folder / "out", "output")
-        for name in ("manifest.json", "metrics.jsonl", "key.json", "log.txt"):
+        for name in ("manifest.json", "metrics.jsonl", "samples.jsonl", "key.json", "log.txt"):
             if (folder / name).exists():
                 link_files(self.client, run, folder / name, "stage")
+        if (figure := curves(folder / "metrics.jsonl")) is not None:
+            self.client.log_figure(run, figure, "curves.png")
         completions = folder / "out" / "completions.jsonl"
         if completions.exists():
             self.table(run, completions)
@@ -157,7 +160,7 @@ class Tracker:
         """Completions as a table that MLflow shows."""
         rows = [json.loads(line) for line in completions.read_text().splitlines()[:TABLE_ROWS]]
         shown = [name for name in ("prompt", "completion", "passed", "score", "truncated") if name in rows[0]]
-        self.client.log_table(run, {name: [row.get(name) for row in rows] for name in shown}, "completions.json")
+        log_table(self.client, run, [{name: row.get(name) for name in shown} for row in rows], "completions.json")
 
     def text(self, text: str, name: str) -> None:
         """A text file on the parent run."""

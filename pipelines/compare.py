@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +37,15 @@ class Compared:
     by_kind: dict[str, dict[str, float]]
     completions: list[dict[str, Any]]
     against: str | None
+    """The key of the report over which it counted its wins."""
+    key: str = ""
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Compared:
         report = json.loads((folder / "report.json").read_text())
-        return cls(name, report["metrics"], report["by_kind"], read_completions(folder), report["against"])
+        manifest = json.loads((folder.parent / "manifest.json").read_text())
+        completions = read_completions(folder)
+        return cls(name, report["metrics"], report["by_kind"], completions, report["against"], manifest["key"])
 
 
 def table(policies: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
@@ -70,14 +73,30 @@ def markdown_table(policies: Sequence[Compared]) -> str:
 
 
 def differences(policies: Sequence[Compared], seed: int = 0) -> list[str]:
-    """Each policy against the one before it, prompt by prompt: the change in its judged outcome with its interval."""
+    """Policies in pairs, prompt by prompt: the change in the judged outcome with its interval."""
     said = []
-    for before, after in pairwise(policies):
+    for before, after in _pairs(policies):
         if (found := paired_difference(before, after, seed)) is not None:
             mean, low, high = found
             verdict = "ahead" if low > 0 else "behind" if high < 0 else "no clear difference"
             said.append(f"{after.name} - {before.name}: {mean:+.1%} [{low:+.1%}, {high:+.1%}], {verdict}")
     return said
+
+
+def _pairs(policies: Sequence[Compared]) -> list[tuple[Compared, Compared]]:
+    """Each policy with the one that its report names, or else the one before it; and with its branch's neighbour."""
+    by_key = {policy.key: policy for policy in policies if policy.key}
+    found: list[tuple[Compared, Compared]] = []
+    last: dict[str, Compared] = {}
+    for number, policy in enumerate(policies):
+        before = by_key.get(policy.against or "") or (policies[number - 1] if number else None)
+        if before is None:
+            continue
+        found.append((before, policy))
+        if (sibling := last.get(before.name)) is not None:
+            found.append((sibling, policy))
+        last[before.name] = policy
+    return found
 
 
 def paired_difference(before: Compared, after: Compared, seed: int) -> Interval | None:

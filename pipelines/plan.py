@@ -71,12 +71,15 @@ def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False) -> Plan
     for label in ordered(wiring):
         inputs = {name: planned[needed].handle for name, needed in wiring[label].items()}
         stage = located[label].model_copy(update=inputs)
+        if problem := stage.input_problem():
+            problems.add(label, problem)
         uses = recipe.stages[label]["uses"]
         payload = _payload(stage, uses, recipe, store, strict_env)
         key = digest(payload)
         handle = stage.output(key, store.folder(uses, key) / "out")
         needs = tuple(dict.fromkeys(wiring[label].values()))
         planned[label] = Planned(label, uses, stage, key, payload, handle, needs)
+    problems.raise_if_any()
     store.digests.save()
     return Plan(recipe, tuple(planned.values()))
 

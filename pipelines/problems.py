@@ -46,8 +46,17 @@ def field_problems(model: type[BaseModel], values: Mapping[str, Any], place: str
     try:
         model.model_validate(values)
     except ValidationError as error:
-        return [_problem(model, found, place) for found in _distinct(error)]
+        return [_renamed(model, found, values, place) or _problem(model, found, place) for found in _distinct(error)]
     return []
+
+
+def _renamed(model: type[BaseModel], found: Any, values: Mapping[str, Any], place: str) -> Problem | None:
+    """For a field that other trainers call otherwise: its name here, with the value as it would stand here."""
+    name = found["loc"][0] if found["loc"] else ""
+    known = getattr(model, "renamed", {})
+    if found["type"] != "extra_forbidden" or name not in known:
+        return None
+    return f"{place}.{name}", f"no such field; write {known[name](values[name], values)}"
 
 
 def _distinct(error: ValidationError) -> list[Any]:

@@ -23,7 +23,7 @@ def check_stages(stages: Any, problems: Problems) -> tuple[Wiring, dict[str, Sta
     Without problems, both hold every stage.
     """
     known = {
-        label: fields
+        label: stage_class(fields["uses"]).spelled_out(fields)
         for label, fields in (stages.items() if isinstance(stages, dict) else ())
         if isinstance(fields, dict) and isinstance(label, str) and _is_known(label, fields.get("uses"), problems)
     }

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,25 +39,27 @@ class Execution(BaseModel):
     """How many of the newest checkpoints stay on the disk while a stage trains."""
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one line a point, appended as it happens, so that any follower misses nothing.
+class StepLog:
+    """One JSON object a line, appended as it happens, so that any follower misses nothing.
 
-    A point is `{"step": samples seen, "optimizer_step": n, "time": seconds since the epoch, "metrics": {...}}`.
+    Each is `{"step": samples seen, "optimizer_step": n, "time": seconds since the epoch, <field>: ...}`.
     """
+
+    field = "sample"
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def log(self, metrics: Mapping[str, float], *, step: int, optimizer_step: int) -> None:
-        """Append one point; `step` counts samples, so that methods with other batch sizes line up."""
+    def log(self, content: Mapping[str, Any], *, step: int, optimizer_step: int) -> None:
+        """Append one line; `step` counts samples, so that methods with other batch sizes line up."""
         line = json.dumps(
-            {"step": step, "optimizer_step": optimizer_step, "time": time.time(), "metrics": dict(metrics)}
+            {"step": step, "optimizer_step": optimizer_step, "time": time.time(), self.field: dict(content)}
         )
         with self.path.open("a") as file:
             file.write(line + "\n")
 
     def rewind(self, optimizer_step: int) -> None:
-        """Drop the points after the checkpoint from which training goes on, so that none is there twice."""
+        """Drop the lines after the checkpoint from which training goes on, so that none is there twice."""
         if not self.path.exists():
             return
         kept = []
@@ -69,6 +71,12 @@ class MetricsLog:
             if point["optimizer_step"] <= optimizer_step:
                 kept.append(line + "\n")
         self.path.write_text("".join(kept))
+
+
+class MetricsLog(StepLog):
+    """`metrics.jsonl`: the training metrics, numbers by name."""
+
+    field = "metrics"
 
 
 class Progress:
@@ -103,6 +111,16 @@ class Context:
     seed: int
     """Derived from the recipe's seed and the stage's `uses`."""
     execution: Execution
+
+    @property
+    def samples(self) -> StepLog:
+        """`samples.jsonl`, beside the metrics: what the policy wrote while it trained."""
+        return StepLog(self.metrics.path.with_name("samples.jsonl"))
+
+    def rewind(self, optimizer_step: int) -> None:
+        """Forget what was logged after the checkpoint from which training goes on; -1 forgets all."""
+        self.metrics.rewind(optimizer_step)
+        self.samples.rewind(optimizer_step)
 
     def say(self, message: str) -> None:
         """One line for the log."""

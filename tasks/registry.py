@@ -11,7 +11,10 @@ STAGES: dict[str, str] = {
     "data": "tasks.data:Data",
     "sft": "tasks.sft:SFT",
     "reward": "tasks.reward:Reward",
+    "ppo": "tasks.ppo:PPO",
     "dpo": "tasks.dpo:DPO",
+    "rloo": "tasks.rloo:RLOO",
+    "grpo": "tasks.grpo:GRPO",
     "merge": "tasks.merge:Merge",
     "evaluate": "tasks.evaluate:Evaluate",
 }

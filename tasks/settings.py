@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from artifacts.kinds import Adapter, Dataset, Model
 from tasks.context import Execution
 from tasks.shape import ModelShape
-from tasks.stage import Stage
+from tasks.stage import Estimate, Stage
 
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -36,15 +36,6 @@ class LoRA(BaseModel):
     def _in_one_order(cls, value: str | list[str]) -> str | list[str]:
         """Modules are a set: their order must not make another key."""
         return sorted(set(value)) if isinstance(value, list) else value
-
-
-class Estimate(NamedTuple):
-    """What a plan says of a stage before it runs; None where nothing is known yet."""
-
-    parameters: int | None = None
-    trainable: int | None = None
-    steps: int | None = None
-    memory_bytes: int | None = None
 
 
 class Training(Stage):

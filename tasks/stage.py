@@ -6,7 +6,7 @@ import hashlib
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, Union
 
@@ -24,6 +24,15 @@ class Input(NamedTuple):
     required: bool
 
 
+class Estimate(NamedTuple):
+    """What a plan says of a stage before it runs; None where nothing is known yet."""
+
+    parameters: int | None = None
+    trainable: int | None = None
+    steps: int | None = None
+    memory_bytes: int | None = None
+
+
 class Stage(BaseModel):
     """One unit of a recipe. Every field is hashed into the key; where and how it runs comes as a `Context`."""
 
@@ -35,6 +44,14 @@ class Stage(BaseModel):
     """Whether the recipe's seed changes the result."""
     outside: ClassVar[frozenset[str]] = frozenset()
     """Fields that name things outside the store; the key holds their content instead of their name."""
+
+    renamed: ClassVar[Mapping[str, Callable[[Any, Mapping[str, Any]], str]]] = {}
+    """Names that a field has elsewhere, to what to write here, from the value given and the other fields given."""
+
+    @classmethod
+    def spelled_out(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """A recipe's fields with the shorthands of this stage written out."""
+        return dict(fields)
 
     def output(self, key: str, path: Path) -> Artifact:
         """The handle of what this stage makes, known before it runs."""
@@ -68,6 +85,14 @@ class Stage(BaseModel):
     def execution_problem(self, execution: Execution) -> str | None:
         """Why this stage can't be run like that, or None."""
         return None
+
+    def input_problem(self) -> str | None:
+        """Why these inputs, known by their keys now, don't go together, or None."""
+        return None
+
+    def estimate(self) -> Estimate:
+        """Sizes and steps, as far as they are known before it runs; needs no torch."""
+        return Estimate()
 
     def disk_bytes(self) -> int:
         """A rough upper bound of what the output needs."""

@@ -44,20 +44,35 @@ def hidden_states(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def token_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """log p(label) at each labelled position in float32, 0 elsewhere: (B, T - 1).
-
-    The head is applied only where there is a label, `CHUNK` positions at a time.
-    """
+    """log p(label) at each labelled position in float32, 0 elsewhere: (B, T - 1)."""
     import torch
 
     hidden, labels = hidden_states(model, batch)[:, :-1], batch["labels"][:, 1:]
     mask = labels != -100
     wanted, states = labels[mask], hidden[mask]
-    head = model.get_output_embeddings()
-    found = [
-        torch.log_softmax(head(states[at : at + CHUNK]).float(), dim=-1).gather(-1, wanted[at : at + CHUNK, None])
-        for at in range(0, len(wanted), CHUNK)
-    ]
+    found = label_logps(model.get_output_embeddings(), states, wanted)
     logps = torch.zeros(labels.shape, dtype=torch.float32, device=hidden.device)
-    logps[mask] = torch.cat(found).squeeze(-1)
+    logps[mask] = found
     return logps
+
+
+def label_logps(head: Any, states: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """log p(label) in float32, (N,), from the states before the labels, (N, H).
+
+    Logits exist for `CHUNK` positions at a time; a backward pass computes each chunk's again instead of keeping them.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def chunk(states: Tensor, labels: Tensor) -> Tensor:
+        logits = head(states).float()
+        if temperature != 1.0:
+            logits = logits / temperature
+        return torch.log_softmax(logits, dim=-1).gather(-1, labels[:, None]).squeeze(-1)
+
+    found = []
+    for at in range(0, len(labels), CHUNK):
+        part = states[at : at + CHUNK], labels[at : at + CHUNK]
+        keeps = torch.is_grad_enabled()
+        found.append(checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) if keeps else chunk(*part))
+    return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)

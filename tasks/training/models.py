@@ -33,7 +33,15 @@ def load_checkpoint(checkpoint: Checkpoint, device: str, *, float32: bool = Fals
 
     dtype: Any = torch.float32 if float32 else "auto"
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
+    require_plain_logits(model.config)
     return without_dropout(model).to(device).eval()
+
+
+def require_plain_logits(config: Any) -> None:
+    """Raise ModelError for a model that scales or caps its logits: log-probabilities here come from the head alone."""
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if (value := getattr(config, name, None)) not in (None, 1):
+            raise ModelError(f"the base changes its logits after the head ({name} {value}), which is not supported yet")
 
 
 def without_dropout(model: Any) -> Any:
@@ -71,8 +79,10 @@ def check_base(adapter: Adapter) -> None:
         )
 
 
-def add_adapter(model: Any, lora: LoRA, *, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:
-    """`model` with a fresh trainable adapter named `default`; B starts at zero, so nothing changes yet."""
+def add_adapter(
+    model: Any, lora: LoRA, *, task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM", name: str = "default"
+) -> Any:
+    """`model` with a fresh trainable adapter; B starts at zero, so nothing changes yet."""
     from peft import LoraConfig, get_peft_model
 
     alpha: Any = lora.alpha
@@ -85,7 +95,7 @@ def add_adapter(model: Any, lora: LoRA, *, task: Literal["CAUSAL_LM", "SEQ_CLS"]
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
         fan_in_fan_out=_has_conv1d(model),
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, adapter_name=name)
 
 
 def target_names(model: Any, lora: LoRA) -> list[str]:
@@ -96,8 +106,8 @@ def target_names(model: Any, lora: LoRA) -> list[str]:
 
     layers = int(model.config.num_hidden_layers)
     first = layers - min(lora.top_layers or layers, layers)
-    linears = [name for name, module in model.named_modules() if _is_linear(module) and _layer(name) is not None]
-    found = [name for name in linears if adapted(name, lora.target_modules) and (_layer(name) or 0) >= first]
+    linears = [name for name, module in model.named_modules() if _is_linear(module) and layer_number(name) is not None]
+    found = [name for name in linears if adapted(name, lora.target_modules) and (layer_number(name) or 0) >= first]
     if not found:
         short = sorted({name.rsplit(".", 1)[-1] for name in linears})
         raise ModelError(
@@ -119,23 +129,23 @@ def _has_conv1d(model: Any) -> bool:
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
-def _layer(name: str) -> int | None:
+def layer_number(name: str) -> int | None:
     """The layer's number in a module name such as `model.layers.7.mlp.up_proj`; None outside the layers."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def save_adapter(model: Any, out: Path, base: Checkpoint) -> None:
-    """The adapter `default` alone: tensors, and a configuration with sorted lists and the base's digest.
+def save_adapter(model: Any, out: Path, base: Checkpoint, name: str = "default") -> None:
+    """One adapter alone: tensors, and a configuration with sorted lists and the base's digest.
 
     peft writes sets in hash order and the base's path, so two equal adapters would differ in bytes.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    tensors = get_peft_model_state_dict(model, adapter_name="default")
+    tensors = get_peft_model_state_dict(model, adapter_name=name)
     trunk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if "lora_" in name}
     save_file(dict(sorted(trunk.items())), out / ADAPTER_FILE, metadata={"format": "pt"})
-    config = {name: _plain(value) for name, value in model.peft_config["default"].to_dict().items()}
+    config = {name: _plain(value) for name, value in model.peft_config[name].to_dict().items()}
     config.update(
         base_model_name_or_path=base.digest(),
         inference_mode=True,

@@ -45,49 +45,80 @@ def cumulative_tokens(lengths: list[int], batch_size: int, seed: int, steps: int
     return seen[: steps + 1]
 
 
-class Recorder(TrainerCallback):
+class StepRecorder(TrainerCallback):
     """Writes points to `metrics.jsonl`, reports progress, and seals checkpoints."""
 
-    def __init__(self, ctx: Context, stage: Training, lengths: list[int]) -> None:
-        self.ctx, self.stage = ctx, stage
-        self.tokens = cumulative_tokens(lengths, stage.batch_size, ctx.seed, stage.steps(len(lengths)))
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
         self.last: dict[str, float] = {}
         self.before: dict[str, float] = {}
         self._since = (0, time.monotonic())
 
+    def renamed(self, name: str) -> str | None:
+        """TRL's metric name in ours; None for what is not worth keeping."""
+        return renamed(name)
+
+    def samples(self, state: Any) -> int:
+        """Samples seen so far."""
+        raise NotImplementedError
+
+    def tokens_seen(self, state: Any) -> int:
+        """Tokens seen so far: exact after a resume too."""
+        raise NotImplementedError
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._since = (state.global_step, time.monotonic())
+        self._since = (self.tokens_seen(state), time.monotonic())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        named = {renamed(name): float(value) for name, value in (logs or {}).items()}
+        named = {self.renamed(name): float(value) for name, value in (logs or {}).items() if value is not None}
         metrics = {name: value for name, value in named.items() if name is not None}
         if not metrics:
             return
         if "train/loss" in metrics:
-            metrics["train/tokens_per_second"] = self._speed(state.global_step)
-        self.ctx.metrics.log(metrics, step=state.global_step * self.stage.batch_size, optimizer_step=state.global_step)
+            metrics["train/tokens_per_second"] = self._speed(self.tokens_seen(state))
+        self.log(metrics, state)
         if state.global_step == 0:
             self.before.update(metrics)
         self.last.update(metrics)
 
-    def _speed(self, step: int) -> float:
+    def log(self, metrics: dict[str, float], state: Any) -> None:
+        """Write one point."""
+        self.ctx.metrics.log(metrics, step=self.samples(state), optimizer_step=state.global_step)
+
+    def _speed(self, tokens: int) -> float:
         """Tokens a second since the last point."""
         then, at = self._since
         now = time.monotonic()
-        self._since = (step, now)
-        return (self.tokens[step] - self.tokens[min(then, step)]) / max(now - at, 1e-9)
+        self._since = (tokens, now)
+        return (tokens - then) / max(now - at, 1e-9)
+
+    def shown(self) -> dict[str, float]:
+        """The figures beside the progress, NaN for those not known yet."""
+        return {"loss": self.last.get("train/loss", float("nan"))}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        shown = {
-            "loss": self.last.get("train/loss", float("nan")),
-            "tokens/s": self.last.get("train/tokens_per_second", float("nan")),
-        }
+        shown = {**self.shown(), "tokens/s": self.last.get("train/tokens_per_second", float("nan"))}
         figures = {name: value for name, value in shown.items() if value == value}
         self.ctx.progress(state.global_step, state.max_steps, "steps", **figures)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         seal_checkpoint(checkpoint, self.ctx.execution.keep_checkpoints)
+
+
+class Recorder(StepRecorder):
+    """For trainers that go through rows whose lengths are known beforehand."""
+
+    def __init__(self, ctx: Context, stage: Training, lengths: list[int]) -> None:
+        super().__init__(ctx)
+        self.stage = stage
+        self.tokens = cumulative_tokens(lengths, stage.batch_size, ctx.seed, stage.steps(len(lengths)))
+
+    def samples(self, state: Any) -> int:
+        return int(state.global_step) * self.stage.batch_size
+
+    def tokens_seen(self, state: Any) -> int:
+        return self.tokens[state.global_step]
 
     def headline(self) -> dict[str, float]:
         """The last value of every metric, the validation loss before the first step, and the tokens trained on."""

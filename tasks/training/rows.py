@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -63,6 +64,22 @@ class EpochSampler:
 
     def __iter__(self) -> Iterator[int]:
         return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
+
+
+@lru_cache(maxsize=4)
+def _shuffled(count: int, seed: str) -> tuple[int, ...]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return tuple(order)
+
+
+def take(rows: Sequence[T], start: int, count: int, seed: str) -> list[T]:
+    """Places `start` to `start + count` of an endless row of passes over `rows`, each pass shuffled anew.
+
+    Depends on its arguments alone, so a cursor is all there is to remember.
+    """
+    places = range(start, start + count)
+    return [rows[_shuffled(len(rows), f"{seed}/{place // len(rows)}")[place % len(rows)]] for place in places]
 
 
 def batches(rows: Sequence[T], lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, T]]]:

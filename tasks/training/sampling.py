@@ -22,7 +22,7 @@ def sample(
     results: list[dict[str, Any]] = [{} for _ in rows]
     settings = _settings(tokenizer, max_new_tokens, temperature)
     done = 0
-    with _merged(model):
+    with merged(model):
         for batch in batches(rows, lengths, batch_size):
             completions = _generate(model, [row["prompt_ids"] for _, row in batch], tokenizer, settings, ctx)
             for (position, row), ids in zip(batch, completions, strict=True):
@@ -69,7 +69,7 @@ def _result(row: dict[str, Any], ids: list[int], tokenizer: Any) -> dict[str, An
     }  # fmt: skip
 
 
-class _merged:  # noqa: N801  (reads as a context manager)
+class merged:  # noqa: N801  (reads as a context manager)
     """While sampling, the adapter sits in the weights: one matrix product a layer instead of three.
 
     Afterwards the weights are copied back, never computed back, so that not a bit of the base moves.

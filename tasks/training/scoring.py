@@ -28,20 +28,27 @@ def save_head(weight: Tensor, offset: float, out: Path) -> None:
 
 def load_reward(reward: RewardModel, device: str) -> tuple[Any, Any]:
     """(trunk with its adapter, head): the head maps (B, H) to scores (B,)."""
-    from safetensors.torch import load_file
-
-    model: Adapter | Checkpoint
-    if (reward.path / ADAPTER_FILE).exists():
-        model = Adapter(key=reward.key, path=reward.path, base=reward.base)
-    else:
-        model = Checkpoint(key=reward.key, path=reward.path)
-    tensors = load_file(reward.path / HEAD_FILE)
-    weight, offset = tensors["weight"].to(device), tensors["offset"].to(device)
+    weight, offset = load_head(reward, device)
 
     def head(states: Tensor) -> Tensor:
         return (states.float() @ weight.T).squeeze(-1) - offset
 
-    return load_model(model, device), head
+    return load_model(trunk_model(reward), device), head
+
+
+def trunk_model(reward: RewardModel) -> Adapter | Checkpoint:
+    """What stands under the head: an adapter on the base, or complete weights."""
+    if (reward.path / ADAPTER_FILE).exists():
+        return Adapter(key=reward.key, path=reward.path, base=reward.base)
+    return Checkpoint(key=reward.key, path=reward.path)
+
+
+def load_head(reward: RewardModel, device: str) -> tuple[Tensor, Tensor]:
+    """The head's weight (1, H) and offset (1,), in float32."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(reward.path / HEAD_FILE)
+    return tensors["weight"].to(device), tensors["offset"].to(device)
 
 
 def last_states(states: Tensor, attention_mask: Tensor) -> Tensor:

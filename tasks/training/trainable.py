@@ -38,10 +38,10 @@ def say_size(model: Any, ctx: Context) -> None:
     ctx.say(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})")
 
 
-def save_trained(model: Any, start: Model, out: Path) -> None:
+def save_trained(model: Any, start: Model, out: Path, name: str = "default") -> None:
     """The adapter alone, or a complete checkpoint in the dtype of the one it started from."""
     if hasattr(model, "peft_config"):
-        save_adapter(model, out, base_of(start))
+        save_adapter(model, out, base_of(start), name)
         return
     save_whole(model, base_of(start), out)
 

@@ -7,13 +7,14 @@ second time, and they report to a file, so that training needs no server.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from artifacts.errors import StageError
 from tasks.context import Context
 from tasks.settings import Training
 from tasks.training.checkpoints import newest_checkpoint
-from tasks.training.recorder import Recorder
+from tasks.training.recorder import Recorder, StepRecorder
 from tasks.training.rows import EpochSampler
 
 
@@ -22,28 +23,51 @@ def arguments(config: type, stage: Training, ctx: Context, rows: int, tests: int
 
     `rows` and `tests` are the sizes of the two splits; `more` are the settings that only this trainer has.
     """
-    micro = ctx.execution.micro_batch or stage.batch_size
-    micro = min(micro, stage.batch_size)
+    micro = min(ctx.execution.micro_batch or stage.batch_size, stage.batch_size)
     steps = stage.steps(rows)
-    cuda = ctx.device() == "cuda"
     return config(
-        output_dir=str(ctx.work), seed=ctx.seed, data_seed=ctx.seed,
-        per_device_train_batch_size=micro, gradient_accumulation_steps=stage.batch_size // micro,
-        per_device_eval_batch_size=max(micro, 8), max_steps=steps,
-        learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, max_grad_norm=stage.max_grad_norm,
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": stage.min_learning_rate},
-        warmup_steps=math.ceil(stage.warmup_ratio * steps),
-        logging_steps=ctx.execution.log_interval, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
-        save_strategy="steps", save_steps=ctx.execution.save_interval, save_total_limit=None,
-        eval_strategy="steps" if tests else "no", eval_steps=stage.eval_interval or steps,
-        bf16=False, fp16=False, gradient_checkpointing=False, use_cpu=not cuda,
-        dataloader_pin_memory=cuda, max_length=None, **more,
+        **shared_arguments(stage, ctx, steps, micro), save_steps=ctx.execution.save_interval,
+        weight_decay=stage.weight_decay, per_device_eval_batch_size=max(micro, 8),
+        eval_strategy="steps" if tests else "no", eval_steps=stage.eval_interval or steps, max_length=None, **more,
     )  # fmt: skip
+
+
+class Schedule(Protocol):
+    """The fields that say how any stage's optimizer steps are taken."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def min_learning_rate(self) -> float: ...
+    @property
+    def warmup_ratio(self) -> float: ...
+    @property
+    def max_grad_norm(self) -> float: ...
+
+
+def shared_arguments(stage: Schedule, ctx: Context, steps: int, micro: int) -> dict[str, Any]:
+    """What every TRL configuration gets: the schedule, where and when to log, and nothing done behind our back.
+
+    `micro` is the rows of one forward and backward pass.
+    """
+    cuda = ctx.device() == "cuda"
+    return {
+        "output_dir": str(ctx.work), "seed": ctx.seed, "data_seed": ctx.seed, "max_steps": steps,
+        "per_device_train_batch_size": micro, "gradient_accumulation_steps": stage.batch_size // micro,
+        "learning_rate": stage.learning_rate, "max_grad_norm": stage.max_grad_norm,
+        "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": stage.min_learning_rate},
+        "warmup_steps": math.ceil(stage.warmup_ratio * steps), "logging_steps": ctx.execution.log_interval,
+        "logging_nan_inf_filter": False, "report_to": "none", "disable_tqdm": True,
+        "save_strategy": "steps", "save_total_limit": None, "bf16": False, "fp16": False,
+        "gradient_checkpointing": False, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
+    }  # fmt: skip
 
 
 def ids_only(trainer: type, lengths: list[int], seed: int) -> type:
     """A TRL trainer class that takes rows of ids as they are, in our order."""
-    _score_labelled_positions_only()
+    score_labelled_positions_only()
 
     class IdsOnly(trainer):  # type: ignore[misc,valid-type]
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -59,7 +83,7 @@ def ids_only(trainer: type, lengths: list[int], seed: int) -> type:
     return IdsOnly
 
 
-def _score_labelled_positions_only() -> None:
+def score_labelled_positions_only() -> None:
     """Let TRL's fused head skip positions without a label on the CPU too, where it would score every one.
 
     The result is the same; at 30 to 100 tokens a row it saves a third of a step. Without that private switch in
@@ -75,22 +99,28 @@ def fit(
     trainer: Any, stage: Training, ctx: Context, lengths: list[int], *, evaluate_before: bool = False
 ) -> dict[str, float]:
     """Train, from the newest complete checkpoint if there is one; gives the last value of each metric."""
+    recorder = Recorder(ctx, stage, lengths)
+    evaluates = evaluate_before and trainer.args.eval_strategy != "no"
+    train_on(trainer, recorder, ctx, trainer.evaluate if evaluates else None)
+    return recorder.headline()
+
+
+def train_on(trainer: Any, recorder: StepRecorder, ctx: Context, before: Callable[[], Any] | None = None) -> None:
+    """Train to the end, from the newest complete checkpoint if there is one, else after `before`."""
     from transformers import PrinterCallback
 
-    recorder = Recorder(ctx, stage, lengths)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
     checkpoint = newest_checkpoint(ctx.work)
     if checkpoint is None:
-        ctx.metrics.rewind(-1)
-        if evaluate_before and trainer.args.eval_strategy != "no":
-            trainer.evaluate()
+        ctx.rewind(-1)
+        if before is not None:
+            before()
     else:
         step = int(checkpoint.name.rsplit("-", 1)[1])
-        ctx.metrics.rewind(step)
+        ctx.rewind(step)
         ctx.say(f"going on from {checkpoint.name}, after {step} of {trainer.args.max_steps} steps")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return recorder.headline()
 
 
 def require_finite(metrics: dict[str, float], stage: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
-MINUTES, GIB = 15, 6
+MINUTES, GIB = 25, 6
 
 
 def tree_bytes(root: int) -> int:
@@ -52,8 +52,10 @@ def test_the_quickstart_gains_at_every_step_within_minutes_and_memory(shop):
     print(  # noqa: T201
         f"{minutes:.1f} minutes, {peak[0] / 2**30:.2f} GiB, {rates}, {compared['differences']}"
     )
-    assert rates["base"] < rates["sft"] < rates["dpo"]
-    assert compared["differences"][-1].endswith("ahead")
+    assert rates["base"] < rates["sft"] < min(rates["dpo"], rates["ppo"])
+    said = dict(line.split(": ") for line in compared["differences"])
+    assert said["dpo - sft"].endswith("ahead") and said["ppo - sft"].endswith("ahead")
+    assert all("eval/kl_to_reference" in policy["metrics"] for policy in compared["policies"][1:])
     assert compared["policies"][-1]["metrics"]["eval/prompts"] >= 200
     assert peak[0] < GIB * 2**30
     assert minutes < MINUTES

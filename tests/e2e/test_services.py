@@ -95,7 +95,7 @@ def tracking(shop):
 def test_the_parent_run_carries_headlines_recipe_plan_and_comparison(first, tracking):
     parent = tracking.get_run(first.json["mlflow_run_id"])
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["eval/check_rate"] == first.stage("eval_dpo")["metrics"]["eval/check_rate"]
+    assert parent.data.metrics["eval/check_rate"] == first.stage("eval_ppo")["metrics"]["eval/check_rate"]
     assert parent.data.metrics["eval_sft/check_rate"] == first.stage("eval_sft")["metrics"]["eval/check_rate"]
     files = {file.path for file in tracking.list_artifacts(parent.info.run_id)}
     assert {"tiny.yaml", "plan.json", "comparison.md", "comparison.png"} <= files
@@ -115,6 +115,16 @@ def test_a_stage_that_ran_is_a_child_with_parameters_points_and_hard_linked_file
     names = {path.path for path in tracking.list_artifacts(run.info.run_id, "checkpoints")}
     assert names == {"checkpoints/checkpoint-4", "checkpoints/checkpoint-8"}
     assert (root / "stage" / "manifest.json").exists()
+
+
+def test_ppo_shows_its_curves_its_samples_and_its_alarms(first, tracking):
+    run = tracking.get_run(first.stage("ppo")["mlflow_run_id"])
+    names = {path.path for path in tracking.list_artifacts(run.info.run_id)}
+    assert {"curves.png", "samples.json", "output", "stage", "checkpoints"} <= names
+    assert {"path": "samples.json", "type": "table"} in json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    points = tracking.get_metric_history(run.info.run_id, "objective/kl")
+    assert [point.step for point in points] == [16, 32, 48, 64] and points[0].value == 0.0
+    assert run.data.tags["align.alarm.truncated"] == "rang"  # a model that has learned nothing never stops
 
 
 def test_sft_and_dpo_share_metric_names_and_the_axis(first, tracking):

@@ -53,7 +53,7 @@ def test_one_changed_byte_of_data_runs_what_depends_on_it(first, shop, project):
     data.write_text(data.read_text().replace("Name", "name", 1).replace("about", "About", 1))
     plan = shop.align("plan", str(project / "pipelines" / "tiny.yaml"), "--json").json
     runs = {stage["name"]: stage["reason"] for stage in plan["stages"] if not stage["cached"]}
-    assert set(runs) == {"instructions", "sft", "eval_sft"} | RAN_AFTER_DPO
+    assert set(runs) == {"instructions", "sft", "eval_sft", "ppo", "merge_ppo", "eval_ppo"} | RAN_AFTER_DPO
     assert "content of source changed" in runs["instructions"] and "instructions" in runs["sft"]
 
 
@@ -84,10 +84,10 @@ def test_a_damaged_output_is_noticed_and_made_again(first, shop):
     assert answer.stage("sft")["digest"] == first.stage("sft")["digest"]
 
 
-def until_dpo_has_a_checkpoint(shop, process):
+def until_there_is_a_checkpoint(shop, process, uses="dpo"):
     """Waits; gives the job file that names the trainer."""
     deadline = time.monotonic() + 180
-    while not (found := list((shop.home / "drafts").glob("dpo-*/work/checkpoint-*/manifest.json"))):
+    while not (found := list((shop.home / "drafts").glob(f"{uses}-*/work/checkpoint-*/manifest.json"))):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     return str(found[0].parents[2] / "job.json")
@@ -97,23 +97,25 @@ def processes_with(text):
     return [path for path in Path("/proc").glob("[0-9]*") if text in cmdline(path)]
 
 
-def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path):
-    words = ("run", "pipelines/tiny.yaml", "dpo.epochs=4", "--exec", "save_interval=2", "--until", "dpo")
+@pytest.mark.parametrize("longer", ["dpo.epochs=4", "ppo.total_episodes=256"])
+def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path, longer):
+    uses = longer.split(".")[0]
+    words = ("run", "pipelines/tiny.yaml", longer, "--exec", "save_interval=2", "--until", uses)
     undisturbed = shop.align(*words, "--json", ALIGN_HOME=str(tmp_path / "undisturbed"))
     process = shop.start(*words)
-    trainer = until_dpo_has_a_checkpoint(shop, process)
+    trainer = until_there_is_a_checkpoint(shop, process, uses)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)  # ends only when Prefect's server, which shares the pipes, is gone too
     assert not processes_with(trainer), "an orphan trains on"
     answer = shop.align(*words, "--json")
-    assert answer.stage("dpo")["status"] == "resumed"
-    assert answer.stage("dpo")["digest"] == undisturbed.stage("dpo")["digest"]
+    assert answer.stage(uses)["status"] == "resumed"
+    assert answer.stage(uses)["digest"] == undisturbed.stage(uses)["digest"]
     assert answer.stage("sft")["status"] == "cached"
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_process(first, shop):
     process = shop.start("run", "pipelines/tiny.yaml", "dpo.epochs=5", "--exec", "save_interval=2", "--until", "dpo")
-    trainer = until_dpo_has_a_checkpoint(shop, process)
+    trainer = until_there_is_a_checkpoint(shop, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in err

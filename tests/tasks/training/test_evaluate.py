@@ -9,7 +9,7 @@ from tasks.checks import passes
 from tasks.evaluate import read_completions
 from tasks.training.models import load_model, load_tokenizer
 from tasks.training.rows import load_rows
-from tasks.training.sampling import _merged, until_eos
+from tasks.training.sampling import merged, until_eos
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def test_sampling_with_the_adapter_merged_leaves_every_bit_of_the_model_as_it_wa
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         unmerged = model(ids).logits
-        with _merged(model):
+        with merged(model):
             assert torch.allclose(model(ids).logits, unmerged, atol=1e-4)
         assert torch.equal(model(ids).logits, unmerged)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

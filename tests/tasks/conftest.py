@@ -19,7 +19,7 @@ from tasks.registry import stage_class
 from tasks.stage import Stage
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-DATA = Path(__file__).parents[3] / "pipelines" / "quickstart_data"
+DATA = Path(__file__).parents[2] / "pipelines" / "quickstart_data"
 
 
 @dataclass

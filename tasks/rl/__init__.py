@@ -1,0 +1,1 @@
+"""Reinforcement learning: sample from the policy, score what it wrote, learn from that."""

@@ -1,0 +1,112 @@
+"""What RLOO and GRPO share: several completions of a prompt are one another's baseline, so no value model is needed.
+
+One rollout after another: sample `num_generations` completions of each prompt, score them, call a completion good by
+how much it beats the others of its group, and raise or lower its probability by that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from tasks.context import Execution
+from tasks.rl.settings import Online
+
+MICRO_BATCH = 8
+"""Rows of a forward and backward pass where the execution does not say: more are hardly faster, and need the memory."""
+
+
+def _as(name: str) -> Callable[[Any, Mapping[str, Any]], str]:
+    return lambda value, fields: f"{name}: {value}"
+
+
+def _length(value: Any, fields: Mapping[str, Any]) -> str:
+    return "total_episodes: completions sampled in all (by default one pass over the prompts)"
+
+
+def _batch(value: Any, fields: Mapping[str, Any]) -> str:
+    return f"batch_size: {value} for completions in an optimizer step, over all of its micro-batches"
+
+
+RENAMED: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
+    "beta": _as("kl_coef"),
+    "init_kl_coef": _as("kl_coef"),
+    "epsilon": _as("cliprange"),
+    "clip_range": _as("cliprange"),
+    "max_completion_length": _as("max_new_tokens"),
+    "response_length": _as("max_new_tokens"),
+    "per_device_train_batch_size": _batch,
+    "generation_batch_size": _batch,
+    "train_batch_size": _batch,
+    "rloo_k": _as("num_generations"),
+    "group_size": _as("num_generations"),
+    "mu": _as("num_iterations"),
+    "num_ppo_epochs": _as("num_iterations"),
+    "num_train_epochs": _length,
+    "epochs": _length,
+    "max_steps": _length,
+    "lr": _as("learning_rate"),
+    "min_lr": _as("min_learning_rate"),
+    "reward_model": _as("reward"),
+    "reward_funcs": _as("reward"),
+}
+"""Names that the settings have in TRL and elsewhere."""
+
+
+class Groups(Online):
+    """A stage that learns from groups of completions of the same prompt, one optimizer step (or more) a rollout."""
+
+    renamed: ClassVar[Mapping[str, Any]] = RENAMED
+
+    kl_coef: float = Field(0.05, ge=0)
+    """What a nat of KL costs, in units of score; 0 keeps no reference."""
+    num_generations: int = Field(4, ge=2)
+    """Completions of each prompt: a group."""
+    batch_size: int = Field(32, ge=2)
+    """Completions in a rollout, all of which make one optimizer step; a multiple of `num_generations`."""
+    total_episodes: int | None = Field(None, ge=1)
+    """Completions sampled in all, rounded up to whole rollouts; by default one pass over the distinct prompts."""
+    num_iterations: int = Field(1, ge=1)
+    """Optimizer steps on each rollout."""
+    cliprange: float = Field(0.2, gt=0)
+    """How far a ratio of probabilities may move from 1 before it counts no further; with one step on each rollout it
+    does not move."""
+    learning_rate: float = Field(5e-5, gt=0)
+    """The highest, reached after the warm-up."""
+    min_learning_rate: float = Field(0.0, ge=0)
+    """Where the cosine ends."""
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    """The share of all steps in which the rate rises from 0."""
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.batch_size % self.num_generations:
+            raise ValueError(
+                f"batch_size: wanted a multiple of num_generations {self.num_generations}, got {self.batch_size}"
+            )
+        return self
+
+    def rollouts(self, prompts: int) -> int:
+        """Rollouts in all, on so many distinct prompts."""
+        return math.ceil((self.total_episodes or prompts * self.num_generations) / self.batch_size)
+
+    def steps(self, rows: int) -> int:
+        return self.rollouts(rows) * self.num_iterations
+
+    def rows_in_memory(self) -> int:
+        return self.micro_batch(Execution())
+
+    def micro_batch(self, execution: Execution) -> int:
+        """Rows of one forward and backward pass."""
+        if execution.micro_batch is not None:
+            return min(execution.micro_batch, self.batch_size)
+        return max(size for size in range(1, MICRO_BATCH + 1) if self.batch_size % size == 0)
+
+    def execution_problem(self, execution: Execution) -> str | None:
+        """Every optimizer step is a whole number of forward passes."""
+        if self.batch_size % self.micro_batch(execution) == 0:
+            return None
+        return f"wanted execution.micro_batch to divide batch_size {self.batch_size}, got {execution.micro_batch}"

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check proofs clean data constraints
+.PHONY: quickstart test check proofs bench-ppo clean data constraints
 
 quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
@@ -14,6 +14,17 @@ test: $(READY)  ## all tests but the slow proofs
 
 proofs: $(READY)  ## the slow tests: the quickstart's real weights
 	$(BIN)/python -m pytest -q -m slow
+
+TRL := .venv-trl
+bench-ppo: $(READY) $(TRL)/.ready  ## our PPO beside TRL 1.12.0's, in turn; options: make bench-ppo ARGS="--turns 1"
+	$(BIN)/python tests/bench/ppo.py $(ARGS)
+
+# The last TRL with a PPO trainer, with the versions that we use of everything else.
+$(TRL)/.ready: constraints.txt
+	$(PYTHON) -m venv $(TRL)
+	grep -v '^trl==' constraints.txt > $(TRL)/constraints.txt
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(TRL)/constraints.txt trl==1.12.0 peft
+	touch $(TRL)/.ready
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .
@@ -34,5 +45,5 @@ $(READY): pyproject.toml constraints.txt
 constraints: $(READY)  ## write down the versions installed now as the tested ones
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; /^nvidia-/d; /^triton/d; /^cuda-/d' > constraints.txt
 
-clean:  ## remove the virtual environment; outputs in .align/ stay
-	rm -rf $(VENV) *.egg-info
+clean:  ## remove the virtual environments; outputs in .align/ stay
+	rm -rf $(VENV) $(TRL) *.egg-info

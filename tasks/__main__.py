@@ -35,6 +35,8 @@ def main(argv: list[str]) -> int:
     _quieten(job)
     if job.execution.threads:  # read by OpenMP when torch is imported
         os.environ["OMP_NUM_THREADS"] = str(job.execution.threads)
+    # Threads that spin while they wait hold each other up, many times over, where two processes share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     result = job.draft / "result.json"
     result.unlink(missing_ok=True)
     started = time.monotonic()

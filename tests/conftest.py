@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tasks.job import Job
 from tasks.registry import stage_class
 from tasks.stage import Stage
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see tasks/__main__.py
 ROOT = Path(__file__).resolve().parent.parent
 DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("one", "two", "three", "four")]
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]

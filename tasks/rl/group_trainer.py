@@ -6,17 +6,13 @@ micro-batch but the last bits of sums.
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import math
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from tasks.context import Context
 from tasks.rl.group_recorder import GroupRecorder
-from tasks.rl.groups import Groups
+from tasks.rl.groups import Groups, Order
+from tasks.rl.plain_model import plain_sampling, positions_from_mask
 from tasks.rl.rewards import Rewards
 from tasks.rl.settings import distinct_prompts, stop_ids
 from tasks.training.logps import trunk_of
@@ -33,7 +29,6 @@ from tasks.training.trainer import (
 Row = dict[str, Any]
 SHOWN_ROWS = 8
 VALIDATION_BATCH = 32
-GIVEN = ("position_ids", "past_key_values", "inputs_embeds")
 
 
 def train(stage: Groups, ctx: Context, trainer: type, config: type, **more: Any) -> dict[str, float]:
@@ -100,34 +95,6 @@ def arguments(config: type, stage: Groups, ctx: Context, prompts: int, **more: A
     )  # fmt: skip
 
 
-class Order:
-    """Which prompts TRL samples from, rollout after rollout; depends on its arguments alone.
-
-    One pass over all rollouts: every prompt once in an order of its own for each pass over the data, and the last
-    rollout filled from the next pass. TRL wants each rollout's rows again for every micro-batch that uses it.
-    """
-
-    def __init__(self, stage: Groups, prompts: int, seed: int) -> None:
-        self.prompts, self.seed, self.copies = prompts, seed, stage.num_generations
-        self.groups, self.rollouts = stage.batch_size // stage.num_generations, stage.rollouts(prompts)
-        self.uses = 1
-        """Micro-batches that are taken of one rollout; known once there is a trainer."""
-
-    def __len__(self) -> int:
-        return self.rollouts * self.uses * self.groups * self.copies
-
-    def __iter__(self) -> Iterator[int]:
-        endless = itertools.chain.from_iterable(map(self._pass, itertools.count()))
-        for _ in range(self.rollouts):
-            group = list(itertools.islice(endless, self.groups))
-            yield from [place for place in group for _ in range(self.copies)] * self.uses
-
-    def _pass(self, number: int) -> list[int]:
-        order = list(range(self.prompts))
-        random.Random(f"{self.seed}/{number}").shuffle(order)
-        return order
-
-
 def grouped(trainer: type, order: Order) -> type:
     """A TRL trainer class that takes prompts as ids, in our order."""
     score_labelled_positions_only()
@@ -166,38 +133,6 @@ def reward_function(stage: Groups, rewards: Rewards, rows: list[Row], ctx: Conte
         return scored.totals
 
     return score
-
-
-@contextmanager
-def plain_sampling(model: Any, tokenizer: Any) -> Iterator[None]:
-    """Meanwhile the model has no sampling habits of its own, and only EOS ends a completion.
-
-    What a checkpoint's `generation_config` says (a repetition penalty, say) would fill in what TRL leaves open.
-    """
-    from transformers import GenerationConfig
-
-    owner = model.get_base_model() if hasattr(model, "peft_config") else model
-    own = owner.generation_config
-    owner.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    yield
-    owner.generation_config = own
-
-
-def positions_from_mask(trunk: Any) -> None:
-    """Count positions from each row's first real token: TRL pads prompts on the left and says nothing of positions.
-
-    Without it a model with absolute positions would be trained on other ones than it sampled with.
-    """
-    if "position_ids" not in inspect.signature(trunk.forward).parameters:
-        return
-
-    def fill(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.dim() != 2 or any(kwargs.get(name) is not None for name in GIVEN):
-            return None
-        return args, {**kwargs, "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)}
-
-    trunk.register_forward_pre_hook(fill, with_kwargs=True)
 
 
 def validate(model: Any, tests: list[Row], rewards: Rewards, ctx: Context) -> dict[str, float]:

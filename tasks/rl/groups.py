@@ -6,8 +6,10 @@ how much it beats the others of its group, and raise or lower its probability by
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -74,7 +76,7 @@ class Groups(Online):
     cliprange: float = Field(0.2, gt=0)
     """How far a ratio of probabilities may move from 1 before it counts no further; with one step on each rollout it
     does not move."""
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
     """The highest, reached after the warm-up."""
     min_learning_rate: float = Field(0.0, ge=0)
     """Where the cosine ends."""
@@ -110,3 +112,31 @@ class Groups(Online):
         if self.batch_size % self.micro_batch(execution) == 0:
             return None
         return f"wanted execution.micro_batch to divide batch_size {self.batch_size}, got {execution.micro_batch}"
+
+
+class Order:
+    """Which prompts TRL samples from, rollout after rollout; depends on its arguments alone.
+
+    One pass over all rollouts: every prompt once in an order of its own for each pass over the data, and the last
+    rollout filled from the next pass. TRL wants each rollout's rows again for every micro-batch that uses it.
+    """
+
+    def __init__(self, stage: Groups, prompts: int, seed: int) -> None:
+        self.prompts, self.seed, self.copies = prompts, seed, stage.num_generations
+        self.groups, self.rollouts = stage.batch_size // stage.num_generations, stage.rollouts(prompts)
+        self.uses = 1
+        """Micro-batches that are taken of one rollout; known once there is a trainer."""
+
+    def __len__(self) -> int:
+        return self.rollouts * self.uses * self.groups * self.copies
+
+    def __iter__(self) -> Iterator[int]:
+        endless = itertools.chain.from_iterable(map(self._pass, itertools.count()))
+        for _ in range(self.rollouts):
+            group = list(itertools.islice(endless, self.groups))
+            yield from [place for place in group for _ in range(self.copies)] * self.uses
+
+    def _pass(self, number: int) -> list[int]:
+        order = list(range(self.prompts))
+        random.Random(f"{self.seed}/{number}").shuffle(order)
+        return order

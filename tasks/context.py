@@ -30,7 +30,7 @@ class Execution(BaseModel):
     threads: int | None = Field(None, ge=1)
     """CPU threads; by default one a core. Equal bytes are promised for an equal number of threads."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rows in one forward pass; must divide the batch size. Smaller needs less memory."""
+    """Rows in one forward pass; must divide the batch size, but for PPO. Smaller needs less memory."""
     log_interval: int = Field(1, ge=1)
     """Optimizer steps between two points of the training metrics."""
     save_interval: int = Field(25, ge=1)
@@ -70,7 +70,9 @@ class StepLog:
                 continue
             if point["optimizer_step"] <= optimizer_step:
                 kept.append(line + "\n")
-        self.path.write_text("".join(kept))
+        aside = self.path.with_suffix(".part")
+        aside.write_text("".join(kept))
+        aside.replace(self.path)
 
 
 class MetricsLog(StepLog):

@@ -103,6 +103,10 @@ class PPO(Online):
             raise ValueError(
                 f"num_mini_batches: wanted a divisor of batch_size {self.batch_size}, got {self.num_mini_batches}"
             )
+        if self.mask_truncated and self.stop_token is None:
+            raise ValueError(
+                "mask_truncated: without a stop_token every completion is truncated; nothing would be learned"
+            )
         if (self.ptx_coef > 0) != (self.ptx_data is not None):
             raise ValueError("ptx_coef and ptx_data go together: give both or neither")
         return self

@@ -18,7 +18,7 @@ Name = Annotated[str, StringConstraints(min_length=1)]
 class LoRA(BaseModel):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W x + (alpha / rank) B A x with W frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     rank: int = Field(16, ge=1)
     """r: columns of B, rows of A."""

@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 class Stage(BaseModel):
     """One unit of a recipe. Every field is hashed into the key; where and how it runs comes as a `Context`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     version: ClassVar[int] = 1
     """Bump when the same fields would now give other bytes."""

@@ -49,6 +49,13 @@ def require_finite(point: dict[str, float]) -> None:
             raise StageError(f"ppo: {name} became {value}; lower the learning rates and run again from the checkpoint")
 
 
+def require_finite_tensors(tensors: dict[str, Tensor]) -> None:
+    """Raise StageError for a trained tensor that holds no numbers: the last step may have broken it."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise StageError(f"ppo: {name} became infinite or no number at the last step; lower learning_rate")
+
+
 def shown_samples(rollout: Rollout, episodes: int) -> Iterator[dict[str, Any]]:
     """The first completions of a rollout, each with what was said of it."""
     kl = sequence_kl(rollout.logps, rollout.ref_logps, rollout.mask).tolist()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.context import Context
 from tasks.rl.alarms import ringing
-from tasks.rl.figures import require_finite, rollout_figures, shown_samples
+from tasks.rl.figures import require_finite, require_finite_tensors, rollout_figures, shown_samples
 from tasks.rl.objective import KLController, advantages_and_returns, sequence_kl, token_rewards, whiten
 from tasks.rl.programs import Programs
 from tasks.rl.roles import Roles
@@ -49,8 +49,7 @@ class Loop:
         stage.require_room([*self.rows, *self.tests])
         programs = Programs(stage.programs)
         programs.check([*self.rows, *self.tests])
-        if stage.reward is not None:
-            require_one_tokenizer(self.tokenizer, base_tokenizer(stage.reward.base))
+        require_one_tokenizer(stage)
         self.roles = Roles(stage.policy, stage.reward, stage.lora, stage.top_layers, ctx)
         self.sampler = Sampler(
             self.roles.policy.model, stop_ids=stops, pad=self.tokenizer.pad_token_id, temperature=stage.temperature,
@@ -65,7 +64,8 @@ class Loop:
             name: torch.optim.Adam(list(role.parameters.values()), lr=0.0, eps=1e-5)
             for name, role in (("policy", self.roles.policy), ("value", self.roles.value))
         }
-        self.update = Update(stage, self.scorer, dict(self.optimizers), self._ptx_batch)
+        self.micro_batch = ctx.execution.micro_batch or stage.rows_in_memory()
+        self.update = Update(stage, self.scorer, dict(self.optimizers), self._ptx_batch, self.micro_batch)
         adaptive = stage.kl_controller == "adaptive"
         self.controller = KLController(stage.kl_coef, stage.target_kl if adaptive else None, stage.horizon)
         self.rollouts = stage.rollouts(len(self.rows))
@@ -84,7 +84,8 @@ class Loop:
                 self._save()
         if said is not None:
             self._go_back(said)
-        return self._headline()
+        require_finite_tensors(self.roles.policy.tensors())
+        return self._headline(self.best["rollout"] if said is not None and self.best else -1)
 
     def _resume(self) -> None:
         state = load_state(self.ctx.work)
@@ -151,8 +152,7 @@ class Loop:
         order = list(range(len(lengths)))
         random.Random(f"{self.ctx.seed}/{number}/{epoch}").shuffle(order)
         size = len(order) // self.stage.num_mini_batches
-        micro = min(self.ctx.execution.micro_batch or self.stage.rows_in_memory(), size)
-        return [list(by_length(order[at : at + size], lengths, micro)) for at in range(0, len(order), size)]
+        return [list(by_length(order[at : at + size], lengths, self.micro_batch)) for at in range(0, len(order), size)]
 
     def _counted(self, rollout: Rollout) -> Tensor:
         """The tokens that the losses see."""
@@ -215,13 +215,15 @@ class Loop:
             self.tests, "validation",
             lambda done: self.ctx.progress(done, len(self.tests), f"held-out completions {when}"),
         )  # fmt: skip
-        parts = list(by_length(range(len(self.tests)), lengths, self.stage.rows_in_memory()))
+        parts = list(by_length(range(len(self.tests)), lengths, self.micro_batch))
         rollout = self.scorer(self.tests, sampled, texts, parts)
         kl = sequence_kl(rollout.logps, rollout.ref_logps, rollout.mask)
-        return {
+        found = {
             "validation/score": float(rollout.scores.mean()), "validation/kl": float(kl.mean()),
             "validation/length": float(rollout.mask.sum(dim=1).float().mean()),
         }  # fmt: skip
+        require_finite(found)
+        return found
 
     def _saves(self) -> bool:
         """At the first rollout's end after each `save_interval` optimizer steps, and after the last rollout."""
@@ -236,7 +238,7 @@ class Loop:
     def _remember_best(self, number: int, rollout: Rollout) -> None:
         """Before the update: the policy that wrote this rollout, if it is the best within the limit so far."""
         kl = float(sequence_kl(rollout.logps, rollout.ref_logps, rollout.mask).mean())
-        reward = float(rollout.scores.mean()) - self.controller.kl_coef * kl
+        reward = float(rollout.scores.mean()) - self.stage.kl_coef * kl  # by one measure, whatever the controller does
         within = self.stage.max_kl is None or kl <= self.stage.max_kl
         if within and (self.best is None or reward > self.best["reward"]):
             self.best = {"reward": reward, "kl": kl, "rollout": number, "tensors": self.roles.policy.tensors()}
@@ -258,8 +260,9 @@ class Loop:
             f"{self.best['rollout'] + 1} with reward {self.best['reward']:.3g} at a KL of {self.best['kl']:.3g}"
         )
 
-    def _headline(self) -> dict[str, float]:
-        last = dict(self.kept["points"][-1])
+    def _headline(self, rollout: int) -> dict[str, float]:
+        """The metrics of a rollout, the last one or that of the policy that is kept, and the held-out ones."""
+        last = dict(self.kept["points"][rollout])
         if self.tests:
             after = self._validate("after")
             last |= after | {f"{name}_before": value for name, value in self.kept["before"].items()}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
-"""exp of more is of no use to anyone: a ratio that far out is clipped anyway, and its gradient with it."""
+"""Beyond this a log-ratio counts as this much, so that exp stays finite."""
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def value_loss(
     """
     import torch
 
+    values, old_values, returns = (_kept(each, mask) for each in (values, old_values, returns))
     clipped = old_values + (values - old_values).clamp(-cliprange, cliprange)
-    errors = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
-    return 0.5 * _kept(errors, mask).sum() / tokens
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2).sum() / tokens
 
 
 @dataclass

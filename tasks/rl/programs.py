@@ -12,12 +12,13 @@ training it is tried once on two rows, so that a mistake costs nothing.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,18 @@ def _file_of(module: str, folders: Sequence[Path]) -> Path | None:
     return found.resolve() if found is not None and found.suffix == ".py" else None
 
 
-def program_name(located: str) -> str:
-    """A located program's short name, with no path of this machine: `rewards:brevity`."""
-    path, _, function = located.rpartition(":")
-    return f"{Path(path).stem}:{function}" if path else located
+def program_names(located: Iterable[str]) -> dict[str, str]:
+    """For located programs their short names, with no path of this machine: `rewards:brevity`.
+
+    Where two files are called alike, the later one in the recipe gets a number: `rewards:brevity-2`.
+    """
+    names: dict[str, str] = {}
+    for one in located:
+        path, _, function = one.rpartition(":")
+        name = f"{Path(path).stem}:{function}" if path else one
+        alike = sum(other == name or other.startswith(f"{name}-") for other in names.values())
+        names[one] = f"{name}-{alike + 1}" if alike else name
+    return names
 
 
 def load_program(located: str) -> Scorer:
@@ -98,13 +107,23 @@ def load_program(located: str) -> Scorer:
 
 
 def _imported(path: Path) -> Any:
-    """The module in a file, by its dotted name if it lies in a package, so that its own imports work."""
+    """The module in a file: by its dotted name if it lies in a package, so that its own imports work.
+
+    A file by itself gets a name of ours, so that one called like a library's module takes nobody's place.
+    """
     parts, folder = [path.stem], path.parent
     while (folder / "__init__.py").exists():
         parts.insert(0, folder.name)
         folder = folder.parent
-    sys.path.insert(0, str(folder))
-    return importlib.import_module(".".join(parts))
+    sys.path.append(str(folder))
+    if len(parts) > 1:
+        return importlib.import_module(".".join(parts))
+    name = f"align_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Programs:
@@ -112,6 +131,7 @@ class Programs:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = dict(weights)
+        self.names = program_names(weights)
         self._scorers = {located: load_program(located) for located in weights}
 
     def check(self, rows: list[dict[str, Any]]) -> None:
@@ -132,15 +152,15 @@ class Programs:
 
         Raises StageError, naming the prompt, if a program raises or gives anything but one finite number a row.
         """
-        return {program_name(located): self._scores(located, rows, completions) for located in self.weights}
+        return {name: self._scores(located, rows, completions) for located, name in self.names.items()}
 
     def weighted(self, scores: Mapping[str, list[float]], count: int) -> list[float]:
         """The weighted sum of what `__call__` gave, for `count` rows."""
-        weights = {program_name(located): weight for located, weight in self.weights.items()}
+        weights = {self.names[located]: weight for located, weight in self.weights.items()}
         return [sum(weights[name] * values[i] for name, values in scores.items()) for i in range(count)]
 
     def _scores(self, located: str, rows: list[dict[str, Any]], completions: list[str]) -> list[float]:
-        name, scorer = program_name(located), self._scorers[located]
+        name, scorer = self.names[located], self._scorers[located]
         try:
             given = scorer(rows, completions)
         except Exception as error:

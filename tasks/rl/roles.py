@@ -11,9 +11,11 @@ has a model of its own. Dropout is off everywhere: a log-ratio must compare weig
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from artifacts.errors import UserError
 from artifacts.kinds import Adapter, Model, RewardModel, base_of
 from tasks.context import Context
 from tasks.rl.adapters import copy_adapter, tuner_layers, with_adapters
@@ -185,6 +187,8 @@ class Roles:
                 for name, parameter in trains.named_parameters()
                 if _belongs(name, role) and (top_layers is None or _in_layers(name, first))
             }
+            if not role.parameters:
+                raise UserError(f"top_layers: the {role.name}'s adapter has nothing in the last {top_layers} layers")
             role.depth = min(layer_number(name) or 0 for name in role.parameters)
             for parameter in role.parameters.values():
                 parameter.requires_grad_(True)
@@ -202,7 +206,7 @@ class Roles:
             ctx.say(f"the {trained.name}'s trunk can't be run in two parts; it runs whole every time")
             trained.depth = 0
         trained.group = group if trained.depth else ""
-        if frozen is not None:
+        if frozen is not None and frozen.model.dtype == trained.model.dtype:
             frozen.depth, frozen.group = trained.depth, trained.group
 
     def _splits(self, role: Role) -> bool:
@@ -222,7 +226,7 @@ class Roles:
 
 def _belongs(name: str, role: Role) -> bool:
     """Whether a parameter is of a role's adapter; all are, in a model of its own."""
-    return role.adapter is None or ("lora_" in name and f".{role.adapter}." in name)
+    return role.adapter is None or re.search(rf"\.lora_\w+\.{role.adapter}(\.weight)?$", name) is not None
 
 
 def _in_layers(name: str, first: int) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from artifacts.errors import StageError
 from tasks.rl.programs import Programs
 from tasks.rl.roles import Role, Roles
 from tasks.rl.sampler import Sampled
@@ -143,6 +145,9 @@ class Scorer:
 
         total = self.reward_weight * scores if self.roles.reward is not None else scores
         if self.roles.reward is not None:
+            for row, value in zip(rollout.rows, scores.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise StageError(f"ppo: the reward model gives {value} to the completion of row {row['row']}")
             rollout.parts["reward_model"] = scores.tolist()
         if self.programs.weights:
             found = self.programs(rollout.rows, rollout.texts)

@@ -12,7 +12,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from artifacts.errors import DataError, ModelError
 from artifacts.fingerprint import FileDigests
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, RewardModel, base_of
-from tasks.rl.programs import is_program, locate_program, program_name
+from tasks.rl.programs import is_program, locate_program, program_names
 from tasks.settings import LoRA
 from tasks.shape import ModelShape
 from tasks.stage import Estimate, Stage
@@ -82,13 +82,17 @@ class Online(Stage):
         return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
 
     def input_problem(self) -> str | None:
-        """A policy and a reward model that read different tokens can't be brought together."""
-        if self.reward is None or not isinstance(self.policy, Adapter) or self.policy.base.key == self.reward.base.key:
-            return None
-        return (
-            f"reward: wanted a reward model trained on the policy's base {self.policy.base.key[:12]}, got one trained "
-            f"on {self.reward.base.key[:12]}; train it on the same base"
-        )
+        """What was made for another base can't be brought together with the policy's adapter."""
+        if not isinstance(self.policy, Adapter):
+            return None  # a fully tuned policy is a base of its own; tokenizers are compared when it runs
+        for name, artifact in self.bound().items():
+            base = getattr(artifact, "base", None)
+            if name != "policy" and base is not None and base.key != self.policy.base.key:
+                return (
+                    f"{name}: wanted one made for the policy's base {self.policy.base.key[:12]}, got one made for "
+                    f"{base.key[:12]}; give the stage that makes it the same base"
+                )
+        return None
 
     def locate(self, folders: Sequence[Path]) -> Self:
         programs = {locate_program(name, folders): weight for name, weight in self.programs.items()}
@@ -96,10 +100,10 @@ class Online(Stage):
 
     def content(self, digests: FileDigests) -> dict[str, Any]:
         named = {}
-        for located, weight in self.programs.items():
+        for located, name in program_names(self.programs).items():
             path = located.rpartition(":")[0]
             source = {"sha256": digests.of(Path(path))} if path else {}
-            named[program_name(located)] = {"weight": weight, **source}
+            named[name] = {"weight": self.programs[located], **source}
         return {"programs": named} if named else {}
 
     def disk_bytes(self) -> int:
@@ -171,10 +175,15 @@ def stop_ids(tokenizer: Any, stop_token: str | None) -> list[int]:
     return sorted({int(ids[0]), int(tokenizer.eos_token_id)})
 
 
-def require_one_tokenizer(policy: Any, reward: Any) -> None:
-    """Raise ModelError unless both speak the same tokens: the reward model reads the policy's ids as they are."""
-    if policy.get_vocab() != reward.get_vocab():
-        raise ModelError("reward: its base has another tokenizer than the policy's; train a reward model on this one")
+def require_one_tokenizer(stage: Online) -> None:
+    """Raise ModelError unless all inputs speak the policy's tokens: ids are handed on as they are."""
+    from tasks.training.models import base_tokenizer, load_tokenizer
+
+    vocabulary = base_tokenizer(stage.policy).get_vocab()
+    for name, artifact in stage.bound().items():
+        base = getattr(artifact, "base", None)
+        if base is not None and load_tokenizer(base).get_vocab() != vocabulary:
+            raise ModelError(f"{name}: its base has another tokenizer than the policy's; make it with the same one")
 
 
 def distinct_prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

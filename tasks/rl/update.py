@@ -47,7 +47,7 @@ class Figures:
         found = {
             "loss/policy_avg": mean(self.policy_loss), "loss/value_avg": mean(self.value_loss),
             "policy/approxkl_avg": mean(self.approximate_kl), "policy/clipfrac_avg": mean(self.clip_fraction),
-            "policy/ratio_max": max(self.ratio_max, default=1.0), "val/ratio": mean(self.ratio_mean),
+            "policy/ratio_max": max(self.ratio_max, default=1.0), "val/ratio": mean(self.ratio_mean or [1.0]),
             "val/clipfrac_avg": mean(self.value_clip_fraction),
             "val/first_ratio_deviation": self.first_ratio_deviation,
             "train/grad_norm": mean(self.grad_norm), "train/value_grad_norm": mean(self.value_grad_norm),
@@ -59,8 +59,11 @@ class Figures:
 class Update:
     """Holds what lasts from rollout to rollout: the two optimizers."""
 
-    def __init__(self, stage: PPO, scorer: Scorer, optimizers: dict[str, Optimizer], ptx: Callable[[int], Any]) -> None:
+    def __init__(
+        self, stage: PPO, scorer: Scorer, optimizers: dict[str, Optimizer], ptx: Callable[[int], Any], micro_batch: int
+    ) -> None:
         self.stage, self.scorer, self.roles, self.optimizers, self.ptx = stage, scorer, scorer.roles, optimizers, ptx
+        self.micro_batch = micro_batch
         self.checked = False
 
     def __call__(
@@ -147,8 +150,8 @@ class Update:
         tokens = sum(len(row["completion_ids"]) for row in rows)
         self.roles.activate(self.roles.policy)
         model, total = self.roles.policy.model, 0.0
-        for at in range(0, len(rows), self.stage.sampling_batch_size):
-            part = rows[at : at + self.stage.sampling_batch_size]
+        for at in range(0, len(rows), self.micro_batch):
+            part = rows[at : at + self.micro_batch]
             prompts, completions = [row["prompt_ids"] for row in part], [row["completion_ids"] for row in part]
             batch = padded(prompts, completions, self.scorer.pad, self.roles.device)
             states = trunk_of(model)(

@@ -33,6 +33,8 @@ def seal_checkpoint(checkpoint: Path, keep: int) -> None:
     aside = checkpoint / "manifest.part"
     aside.write_text(json.dumps(files))
     aside.rename(checkpoint / "manifest.json")
-    older = sorted(checkpoint.parent.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    for path in older[:-keep]:
-        shutil.rmtree(path)
+    found = sorted(checkpoint.parent.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    sealed = [path for path in found if (path / "manifest.json").exists()]
+    for path in found:
+        if path not in sealed[-keep:]:  # too old, or torn by a crash
+            shutil.rmtree(path)

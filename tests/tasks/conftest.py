@@ -66,6 +66,14 @@ class Kitchen:
         return Made(stage, handle, manifest.metrics, folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models of this size gain nothing from a second one, and lose much where the cores are shared."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Kitchen:
     return Kitchen(tmp_path_factory.mktemp("kitchen"))

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from artifacts.errors import DataError, StageError, UserError
 from tasks.context import Execution
-from tasks.rl.group_trainer import Order, positions_from_mask
+from tasks.rl.groups import Order
+from tasks.rl.plain_model import positions_from_mask
 from tasks.rl.rewards import Rewards
 from tasks.training.classifier import score_rows
 from tasks.training.logps import trunk_of

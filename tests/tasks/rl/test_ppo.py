@@ -1,0 +1,711 @@
+"""PPO through the real stage: what holds before anything is learned, what one step is, and that every setting acts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from artifacts.errors import DataError, ModelError, RecipeError, UserError
+from artifacts.store import Store
+from pipelines.plan import make_plan
+from pipelines.recipe import load_recipe
+from tasks.context import Execution
+from tasks.ppo import PPO
+from tasks.rl import update
+from tasks.rl.loop import Loop
+from tasks.rl.rollout import Rollout
+from tasks.training import logps as logps_module
+from tasks.training.logps import label_logps
+from tasks.training.models import load_model
+from tasks.training.rows import load_rows
+from tasks.training.scoring import load_head, load_reward, score, trunk_model
+from tests.conftest import chain
+from tests.tasks.rl.runs import (
+    ONE_THREAD,
+    Ran,
+    World,
+    adapter_of,
+    base_in,
+    furthest,
+    loop_of,
+    one_thread,  # noqa: F401
+    run,
+    same,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
+    return {kind: World.build(tmp_path_factory.mktemp(kind), kind) for kind in ("llama", "gpt2")}
+
+
+@pytest.fixture(scope="module")
+def world(worlds: dict[str, World]) -> World:
+    return worlds["llama"]
+
+
+@pytest.fixture(scope="module")
+def cached(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+    """A run of the small world, made once for all tests that ask for the same."""
+    made: dict[str, Ran] = {}
+
+    def get(**fields: Any) -> Ran:
+        name = repr(sorted(fields.items()))
+        if name not in made:
+            made[name] = run(tmp_path_factory.mktemp("run"), **world.fields(**fields))
+        return made[name]
+
+    return get
+
+
+class Watched:
+    """A loop that keeps what went through it."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.rollouts: list[Rollout] = []
+        self.updates: list[tuple[Any, ...]] = []
+        score, learn = loop.scorer, loop.update
+        loop.scorer = lambda *given: self._kept(self.rollouts, score(*given))  # type: ignore[assignment]
+        loop.update = lambda *given: learn(*self._kept(self.updates, given))  # type: ignore[assignment]
+
+    def _kept(self, into: list[Any], what: Any) -> Any:
+        into.append(what)
+        return what
+
+
+def plain_logps(model: Any, prompt: list[int], completion: list[int], temperature: float) -> Tensor:
+    """log p of each token of a completion, by a row alone, plain transformers and the full softmax."""
+    ids = torch.tensor([prompt + completion])
+    found = (model(ids, use_cache=False).logits[0] / temperature).log_softmax(-1)
+    return found[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+# Before anything is learned
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_first_ratio_of_every_rollout_is_exactly_1_and_the_first_kl_exactly_0(worlds, kind, minibatches, tmp_path):
+    ran = run(
+        tmp_path, **worlds[kind].fields(total_episodes=12, num_mini_batches=minibatches, batch_size=6, temperature=0.7)
+    )
+    assert ran.only("val/first_ratio_deviation") == [0.0, 0.0]
+    assert ran.only("objective/kl")[0] == 0.0 and ran.only("objective/kl_k3")[0] == 0.0
+    assert ran.only("objective/kl")[1] != 0.0 < ran.only("objective/kl_k3")[1]
+    assert max(ran.only("sampling/logp_difference")) < 1e-4
+
+
+def test_nothing_is_clipped_at_the_only_step_of_a_rollout(cached):
+    ran = cached(num_ppo_epochs=1)
+    for name, value in {
+        "policy/clipfrac_avg": 0.0, "val/clipfrac_avg": 0.0, "policy/approxkl_avg": 0.0, "val/ratio": 1.0,
+        "policy/ratio_max": 1.0,
+    }.items():  # fmt: skip
+        assert ran.only(name) == [value, value]
+
+
+def test_it_holds_on_the_real_chain_with_its_chat_template_too(kitchen, sft, pairs, reward):
+    made = kitchen.make(
+        "ppo", policy=sft.handle, data=pairs.handle, reward=reward.handle, batch_size=8, total_episodes=16,
+        max_new_tokens=8, learning_rate=2e-3, eval_rows=4, num_ppo_epochs=2,
+    )  # fmt: skip
+    points = [point["metrics"] for point in made.points()]
+    assert [point["val/first_ratio_deviation"] for point in points] == [0.0, 0.0]
+    assert points[0]["objective/kl"] == 0.0 and points[0]["sampling/logp_difference"] < 1e-4
+    assert made.metrics["validation/kl_before"] == 0.0 != made.metrics["validation/kl"]
+    assert [point["step"] for point in made.points()] == [8, 16]
+    assert [point["optimizer_step"] for point in made.points()] == [2, 4]
+
+
+def test_with_no_learning_rate_nothing_moves_in_three_rollouts(world, tmp_path):
+    ran = run(tmp_path, **world.fields(learning_rate=1e-30, total_episodes=12, eval_rows=3))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (ran.handle.path / name).read_bytes() == (world.policy.path / name).read_bytes()
+    for name, value in {"val/ratio": 1.0, "policy/ratio_max": 1.0, "objective/kl": 0.0}.items():
+        assert ran.only(name) == [value] * 3
+    assert ran.metrics["validation/score"] == ran.metrics["validation/score_before"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(world, cached, tmp_path):
+    again = run(tmp_path, **world.fields())
+    assert same(again.adapter(), cached().adapter()) and again.points() == cached().points()
+    assert again.figures() == cached().figures()
+
+
+# What is computed
+
+
+def test_log_probabilities_values_and_scores_are_those_of_plain_models_row_by_row(world, tmp_path):
+    """In the second rollout, where policy and reference differ, at another temperature than 1."""
+    loop = loop_of(tmp_path, **world.fields(temperature=0.7))
+    watched, policies = Watched(loop), []
+    learn = loop.update
+    loop.update = lambda *given: (policies.append(loop.roles.policy.tensors()), learn(*given))[1]  # type: ignore
+    loop.run()
+    rollout = watched.rollouts[1]
+    policy, reference = load_model(world.policy, "cpu"), load_model(world.policy, "cpu")
+    with torch.no_grad():
+        for name, tensor in policies[1].items():
+            policy.get_parameter(name.replace(".policy.", ".default.")).copy_(tensor)
+        for i, (row, sampled) in enumerate(zip(rollout.rows, rollout.sampled, strict=True)):
+            for model, found in ((policy, rollout.logps), (reference, rollout.ref_logps)):
+                wanted = plain_logps(model, row["prompt_ids"], sampled.ids, 0.7)
+                assert torch.allclose(found[i][rollout.mask[i]], wanted, atol=1e-5)
+        trunk, head = load_reward(world.reward, "cpu")
+        for i, (row, sampled) in enumerate(zip(rollout.rows, rollout.sampled, strict=True)):
+            ids = torch.tensor([row["prompt_ids"] + sampled.ids])
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            assert float(rollout.scores[i]) == pytest.approx(float(score(trunk, head, batch)), abs=1e-5)
+            first = watched.rollouts[0]
+            ids = torch.tensor([first.rows[i]["prompt_ids"] + first.sampled[i].ids])
+            states = logps_module.hidden_states(trunk, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0]
+            before_each = head(states[len(first.rows[i]["prompt_ids"]) - 1 : -1])
+            assert torch.allclose(first.values[i][first.mask[i]], before_each, atol=1e-5)
+
+
+def test_the_metrics_are_what_their_names_say(world, tmp_path):
+    loop = loop_of(tmp_path, **world.fields(programs={"checks": 2.0}, missing_eos_penalty=0.5, total_episodes=8))
+    watched = Watched(loop)
+    loop.run()
+    rollout, point = watched.rollouts[1], loop.kept["points"][1]
+    count, mask = len(rollout.rows), rollout.mask
+    log_ratio = torch.where(mask, rollout.logps - rollout.ref_logps, 0.0)
+    kl, total = float(log_ratio.sum() / count), float(rollout.scores.mean())
+    checks, model = point["scores/checks"], point["scores/reward_model"]
+    cut = sum(one.truncated for one in rollout.sampled) / count
+    wanted = {
+        "objective/kl": kl,
+        "objective/kl_k3": float(torch.where(mask, (-log_ratio).exp() - 1 + log_ratio, 0.0).sum() / count),
+        "objective/entropy": float(-rollout.logps[mask].sum() / count),
+        "policy/entropy": float(-rollout.logps[mask].mean()),
+        "objective/scores": 2 * checks + model - 0.5 * cut,
+        "objective/non_score_reward": -0.05 * kl,
+        "objective/rlhf_reward": total - 0.05 * kl,
+        "completions/mean_length": sum(len(one.ids) for one in rollout.sampled) / count,
+        "completions/max_length": max(len(one.ids) for one in rollout.sampled),
+        "completions/clipped_ratio": cut,
+        "val/mean": float(rollout.values[mask].mean()),
+        "scores/checks": sum("c" in text for text in rollout.texts) / count,
+    }
+    assert {name: point[name] for name in wanted} == pytest.approx(wanted, abs=1e-5)
+    assert 0 < cut < 1 and sum(mask.sum(dim=1).tolist()) == sum(len(one.ids) for one in rollout.sampled)
+
+
+Gradients = dict[str, Tensor]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Gradients]]:
+    """The gradients at each step of each role, as they are before they are clipped."""
+    found: dict[str, list[Gradients]] = {"policy": [], "value": []}
+    real = update.Update._step
+
+    def step(self: Any, name: str, role: Any) -> float:
+        found[name].append({place: parameter.grad.clone() for place, parameter in role.parameters.items()})
+        return real(self, name, role)
+
+    monkeypatch.setattr(update.Update, "_step", step)
+    return found
+
+
+def adapter_gradients(model: Any, role: str) -> Gradients:
+    """Of a model with one adapter, under the names that they have for a role."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name.replace(".default.", f".{role}."): gradient for name, gradient in found.items()}
+
+
+def test_each_steps_gradient_is_that_of_reinforce_on_its_own_minibatch(world, tmp_path, steps):
+    """grad of -sum_t A_t log pi(y_t | s_t) / tokens, by plain transformers, one row after another.
+
+    The policy stays where it is, so that every ratio is 1; what an earlier step left in a gradient would show.
+    """
+    loop = loop_of(
+        tmp_path, **world.fields(batch_size=6, num_mini_batches=2, learning_rate=1e-30, temperature=0.7),
+        execution=Execution(threads=1, device="cpu", micro_batch=2),
+    )  # fmt: skip
+    watched = Watched(loop)
+    loop.run()
+    assert len(steps["policy"]) == 2 * 2 * 2
+    for number, (rollout, advantages, _, _, epochs, *_) in enumerate(watched.updates):
+        for place, parts in enumerate(itertools.chain(*epochs)):
+            rows = list(itertools.chain(*parts))
+            model = load_model(world.policy, "cpu", trainable=True).eval()
+            tokens = sum(len(rollout.sampled[i].ids) for i in rows)
+            for i in rows:
+                logps = plain_logps(model, rollout.rows[i]["prompt_ids"], rollout.sampled[i].ids, 0.7)
+                (-(logps * advantages[i, : len(logps)]).sum() / tokens).backward()
+            wanted = adapter_gradients(model, "policy")
+            found = steps["policy"][4 * number + place]
+            assert found.keys() == wanted.keys()
+            assert all(torch.allclose(found[name], wanted[name], atol=1e-6) and wanted[name].any() for name in wanted)
+
+
+def test_each_steps_gradient_of_the_value_model_is_that_of_half_its_squared_error(world, tmp_path, steps):
+    loop = loop_of(
+        tmp_path, **world.fields(num_mini_batches=2, num_ppo_epochs=1, learning_rate=1e-30, total_episodes=4)
+    )
+    watched = Watched(loop)
+    loop.run()
+    rollout, _, returns, _, epochs, *_ = watched.updates[0]
+    weight, offset = load_head(world.reward, "cpu")
+    for found, parts in zip(steps["value"], epochs[0], strict=True):
+        rows = list(itertools.chain(*parts))
+        trunk = load_model(trunk_model(world.reward), "cpu", trainable=True).eval()
+        head = [weight.clone().requires_grad_(), (-offset).clone().requires_grad_()]
+        tokens = sum(len(rollout.sampled[i].ids) for i in rows)
+        for i in rows:
+            prompt, completion = rollout.rows[i]["prompt_ids"], rollout.sampled[i].ids
+            ids = torch.tensor([prompt + completion])
+            states = logps_module.hidden_states(trunk, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0]
+            values = states[len(prompt) - 1 : -1] @ head[0][0] + head[1]
+            (0.1 * 0.5 * ((values - returns[i, : len(values)]) ** 2).sum() / tokens).backward()
+        own = {name.removeprefix("base_model.model."): x for name, x in adapter_gradients(trunk, "value").items()}
+        wanted = {name.removeprefix("model."): x for name, x in own.items()}
+        wanted |= {"value_head.weight": head[0].grad, "value_head.bias": head[1].grad}
+        assert found.keys() == wanted.keys()
+        assert all(torch.allclose(found[name], wanted[name], atol=1e-6) and wanted[name].any() for name in wanted)
+
+
+def test_advantages_are_whitened_and_returns_are_not(world, tmp_path):
+    """A_t = sum_l lam^l delta_{t+l} by brute force, with the KL penalty in the rewards, in the second rollout."""
+    loop = loop_of(tmp_path, **world.fields(kl_coef=0.3, lam=0.8))
+    watched = Watched(loop)
+    loop.run()
+    rollout, advantages, returns, *_ = watched.updates[1]
+    raw = []
+    for i, sampled in enumerate(rollout.sampled):
+        count = len(sampled.ids)
+        rewards = (-0.3 * (rollout.logps[i, :count] - rollout.ref_logps[i, :count])).tolist()
+        rewards[-1] += float(rollout.scores[i])
+        values = [*rollout.values[i, :count].tolist(), 0.0]
+        deltas = [rewards[t] + values[t + 1] - values[t] for t in range(count)]
+        own = [sum(0.8 ** (s - t) * deltas[s] for s in range(t, count)) for t in range(count)]
+        wanted = [advantage + value for advantage, value in zip(own, values, strict=False)]
+        assert returns[i, :count].tolist() == pytest.approx(wanted, abs=1e-5)
+        raw += own
+    flat = torch.tensor(raw)
+    whitened = (flat - flat.mean()) / flat.std(unbiased=False)
+    assert torch.allclose(advantages[rollout.mask], whitened, atol=1e-4)
+
+
+def test_the_sft_term_adds_its_own_gradient(world, tmp_path, steps):
+    common = {"num_ppo_epochs": 1, "total_episodes": 4}
+    run(tmp_path / "without", **world.fields(**common))
+    mixed = loop_of(tmp_path / "with", **world.fields(ptx_coef=3.0, ptx_data=world.demonstrations, **common))
+    rows = mixed._ptx_batch(0)
+    mixed.run()
+    model = load_model(world.policy, "cpu", trainable=True).eval()
+    tokens = sum(len(row["completion_ids"]) for row in rows)
+    loss: Any = 0.0
+    for row in rows:
+        logits = model(torch.tensor([row["prompt_ids"] + row["completion_ids"]])).logits[0]
+        wanted = torch.tensor(row["completion_ids"])
+        loss = loss + cross_entropy(logits[len(row["prompt_ids"]) - 1 : -1], wanted, reduction="sum") / tokens
+    loss.backward()
+    assert mixed.kept["points"][0]["loss/ptx_avg"] == pytest.approx(loss.item(), abs=1e-5)
+    without, with_it = steps["policy"]
+    for name, gradient in adapter_gradients(model, "policy").items():
+        assert torch.allclose(with_it[name] - without[name], 3 * gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("count", [0, 1, 4, 9])
+def test_log_probabilities_in_chunks_are_those_of_the_whole_softmax(temperature, count, monkeypatch):
+    monkeypatch.setattr(logps_module, "CHUNK", 4)
+    draw = torch.Generator().manual_seed(0)
+    head = torch.nn.Linear(8, 30, bias=False)
+    states = torch.randn(count, 8, generator=draw).requires_grad_()
+    labels, weights = torch.randint(30, (count,), generator=draw), torch.randn(count, generator=draw)
+    found = label_logps(head, states, labels, temperature)
+    wanted = (head(states) / temperature).log_softmax(-1)[torch.arange(count), labels]
+    assert torch.allclose(found, wanted, atol=1e-6)
+    if count:
+        ours, theirs = (torch.autograd.grad((x * weights).sum(), (states, head.weight)) for x in (found, wanted))
+        assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(ours, theirs, strict=True))
+
+
+class LargestLogits(TorchDispatchMode):
+    """Rows of the largest tensor over the vocabulary that any operation makes."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            over = isinstance(tensor, Tensor) and tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary
+            if over and tensor.shape[0] != 32:  # that would be the head's own weight, turned over
+                self.rows = max(self.rows, tensor.numel() // self.vocabulary)
+        return made
+
+
+def test_logits_never_exist_for_more_positions_than_a_chunk(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(logps_module, "CHUNK", 5)
+    loop = loop_of(tmp_path, **world.fields(total_episodes=4, num_ppo_epochs=1))
+    mode = LargestLogits(14)
+    score, learn = loop.scorer, loop.update
+
+    def inside(what: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            with mode:
+                return what(*given)
+
+        return call
+
+    loop.scorer, loop.update = inside(score), inside(learn)  # type: ignore[assignment]
+    loop.run()
+    assert mode.rows == 5
+    assert loop.kept["points"][0]["completions/mean_length"] * 4 > 20, "there were many more positions than that"
+
+
+# Steps
+
+
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (2, 4), (1, 2)])
+def test_every_minibatch_of_every_epoch_of_every_rollout_is_one_step(world, epochs, minibatches, tmp_path, monkeypatch):
+    """20 episodes from 10 prompts: the third rollout of 4 crosses the end of the first pass over the data."""
+    taken: Counter[int] = Counter()
+    real = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (taken.update([id(self)]), real(self))[1])
+    fields = world.fields(total_episodes=20, num_ppo_epochs=epochs, num_mini_batches=minibatches)
+    execution = Execution(threads=1, device="cpu", micro_batch=1)
+    ran = run(tmp_path, execution=execution, **fields)
+    assert list(taken.values()) == [5 * epochs * minibatches] * 2
+    assert [line["optimizer_step"] for line in ran.lines()] == [n * epochs * minibatches for n in range(1, 6)]
+    assert [line["step"] for line in ran.lines()] == [4, 8, 12, 16, 20]
+
+
+def test_the_plan_promises_the_steps_that_are_taken(world):
+    stage = PPO.model_validate(world.fields(batch_size=4, total_episodes=None, num_ppo_epochs=3, num_mini_batches=2))
+    assert stage.rollouts(10) == 3 and stage.steps(10) == 18
+    assert PPO.model_validate(world.fields(total_episodes=1)).rollouts(10) == 1
+
+
+def test_prompts_come_in_passes_each_shuffled_anew(world, tmp_path):
+    loop = loop_of(tmp_path, **world.fields(total_episodes=40))
+    rows = [row["row"] for number in range(10) for row in loop._prompts(number)]
+    passes = [rows[at : at + 10] for at in range(0, 40, 10)]
+    assert all(sorted(one) == list(range(1, 11)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 4
+
+
+def test_minibatches_are_a_fresh_partition_in_every_epoch_and_rollout(world, tmp_path):
+    loop = loop_of(tmp_path, **world.fields(batch_size=8, num_mini_batches=2), execution=ONE_THREAD)
+    lengths = [3, 1, 4, 1, 5, 9, 2, 6]
+    seen = set()
+    for number, epoch in itertools.product(range(3), range(3)):
+        minibatches = [[row for part in parts for row in part] for parts in loop._minibatches(number, epoch, lengths)]
+        assert [len(rows) for rows in minibatches] == [4, 4]
+        assert sorted(itertools.chain(*minibatches)) == list(range(8))
+        seen.add(frozenset(map(frozenset, minibatches)))
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_the_micro_batch_changes_nothing_but_rounding(cached, world, micro_batch, tmp_path):
+    """Ragged completions and prompts, two minibatches: a mean of means would be far off."""
+    fields = {"batch_size": 8, "total_episodes": 8, "num_mini_batches": 2, "num_ppo_epochs": 3, "learning_rate": 1e-3}
+    whole = cached(**fields)
+    execution = Execution(threads=1, device="cpu", micro_batch=micro_batch)
+    split = run(tmp_path, execution=execution, **world.fields(**fields))
+    assert furthest(split.adapter(), whole.adapter()) < 1e-5 and furthest(split.value(), whole.value()) < 1e-5
+    assert whole.only("completions/mean_length")[0] % 1, "ragged"
+    assert split.points()[0] == pytest.approx(whole.points()[0], abs=1e-4)
+
+
+def test_the_order_of_the_rows_in_a_minibatch_changes_nothing_but_rounding(cached, world, tmp_path, monkeypatch):
+    fields = {"batch_size": 8, "total_episodes": 8, "learning_rate": 1e-3}
+    real = Loop._minibatches
+    monkeypatch.setattr(
+        Loop, "_minibatches", lambda *given: [[part[::-1] for part in reversed(parts)] for parts in real(*given)]
+    )
+    turned = run(tmp_path, **world.fields(**fields))
+    assert furthest(turned.adapter(), cached(**fields).adapter()) < 1e-5
+
+
+def test_the_rates_rise_and_fall_as_the_schedule_says():
+    def factors(steps: int, **fields: Any) -> list[float]:
+        stage = PPO.model_construct(**fields)
+        return [stage.rate_factor(step, steps) for step in range(steps)]
+
+    assert factors(4, schedule="constant", warmup_ratio=0.0) == [1, 1, 1, 1]
+    assert factors(4, schedule="linear", warmup_ratio=0.0) == [1, 0.75, 0.5, 0.25]
+    assert factors(6, schedule="linear", warmup_ratio=0.34) == pytest.approx([1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3])
+    assert factors(4, schedule="cosine", warmup_ratio=0.0)[2] == pytest.approx(0.5)
+
+
+def test_both_optimizers_use_the_scheduled_rates(world, tmp_path, monkeypatch):
+    used: list[float] = []
+    real = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (used.append(self.param_groups[0]["lr"]), real(self))[1])
+    run(tmp_path, **world.fields(learning_rate=4e-3, value_learning_rate=8e-3))
+    assert used == pytest.approx([4e-3, 8e-3, 3e-3, 6e-3, 2e-3, 4e-3, 1e-3, 2e-3])
+
+
+# Settings
+
+
+BASE: dict[str, Any] = {}
+ADAPTIVE = {"kl_controller": "adaptive", "horizon": 40, "target_kl": 0.05, "total_episodes": 12}
+MORE = {"total_episodes": 16}
+SETTINGS: list[tuple[str, dict[str, Any], Any, str]] = [
+    ("kl_coef", BASE, 1.0, "policy"),
+    ("kl_controller", {**ADAPTIVE, "kl_controller": "fixed"}, "adaptive", "policy objective/kl_coef"),
+    ("target_kl", ADAPTIVE, 5.0, "policy objective/kl_coef"),
+    ("horizon", ADAPTIVE, 400, "policy objective/kl_coef"),
+    ("cliprange", BASE, 0.02, "policy policy/clipfrac_avg"),
+    ("cliprange_value", BASE, 0.01, "value val/clipfrac_avg"),
+    ("vf_coef", BASE, 0.001, "value"),
+    ("gamma", BASE, 0.5, "policy value"),
+    ("lam", BASE, 0.1, "policy value"),
+    ("num_ppo_epochs", BASE, 3, "policy value"),
+    ("num_mini_batches", BASE, 2, "policy value"),
+    ("batch_size", BASE, 8, "policy value"),
+    ("total_episodes", BASE, 12, "policy value"),
+    ("whiten_rewards", BASE, True, "policy value"),
+    ("whiten_advantages", BASE, False, "policy"),
+    ("stop_token", BASE, None, "policy completions/mean_length"),
+    ("stop_token", BASE, "g", "policy completions/mean_length"),
+    ("mask_truncated", BASE, True, "policy value"),
+    ("missing_eos_penalty", BASE, 1.0, "policy value objective/scores"),
+    ("cliprange_score", BASE, 0.1, "policy value objective/scores"),
+    ("learning_rate", BASE, 1e-3, "policy"),
+    ("value_learning_rate", BASE, 1e-3, "value"),
+    ("schedule", BASE, "constant", "policy value"),
+    ("schedule", BASE, "cosine", "policy value"),
+    ("warmup_ratio", BASE, 0.5, "policy value train/learning_rate"),
+    ("early_stop_kl", MORE, 1e-9, "policy policy/stopped_early"),
+    ("max_kl", MORE, 1e-9, "policy"),
+    ("ptx_coef", {"ptx_coef": 0.1, "ptx_data": "demonstrations"}, 1.0, "policy"),
+    ("ptx_data", {"ptx_coef": 0.1, "ptx_data": "demonstrations"}, "others", "policy loss/ptx_avg"),
+    ("top_layers", BASE, 1, "policy value"),
+    ("max_new_tokens", BASE, 5, "policy completions/max_length"),
+    ("temperature", BASE, 0.6, "policy policy/entropy"),
+    ("max_grad_norm", BASE, 1e-3, "policy value"),
+    ("reward_weight", BASE, 3.0, "policy value objective/scores"),
+    ("programs", BASE, {"checks": 1.0}, "policy value scores/checks"),
+    ("reward", {"programs": {"checks": 1.0}}, None, "policy value objective/scores"),
+    ("seed", BASE, 1, "policy value"),
+]
+ELSEWHERE = {
+    "policy": "every test here", "data": "every test here", "lora": "test_roles: a fresh adapter",
+    "eval_rows": "below: touches figures alone",
+    "sampling_batch_size": "test_sampler: changes nothing but the last bits",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def with_data(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Fields in which data sets stand by name, with the sets themselves."""
+    from tests.tasks.rl.runs import prompt_rows, write_rows
+
+    others = world.demonstrations.model_copy(
+        update={"key": "others", "path": write_rows(tmp_path_factory.mktemp("others") / "out", prompt_rows(7, seed=9))}
+    )
+    named = {"demonstrations": world.demonstrations, "others": others}
+    return lambda fields: {
+        name: named.get(value, value) if name == "ptx_data" else value for name, value in fields.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "before", "value", "changes"), SETTINGS, ids=[f"{name}={value}" for name, _, value, _ in SETTINGS]
+)
+def test_every_setting_acts(cached, with_data, field, before, value, changes):
+    base, changed = cached(**with_data(before)), cached(**with_data({**before, field: value}))
+    for what in changes.split():
+        if what == "policy":
+            assert not same(changed.adapter(), base.adapter())
+        elif what == "value":
+            ours, theirs = changed.value(), base.value()
+            shared = [name for name in ours if name in theirs]
+            assert any(not torch.equal(ours[name], theirs[name]) for name in shared)
+        else:
+            assert [p.get(what) for p in changed.points()] != [p.get(what) for p in base.points()]
+
+
+def test_every_field_is_in_the_table_above():
+    assert {name for name, *_ in SETTINGS} - {"seed"} | set(ELSEWHERE) == set(PPO.model_fields)
+
+
+def test_held_out_prompts_are_scored_before_and_after_and_change_no_bit_of_training(world, cached, tmp_path):
+    ran = run(tmp_path, **world.fields(eval_rows=4))
+    assert same(ran.adapter(), cached().adapter()) and ran.points() == cached().points()
+    figures = {"validation/score", "validation/kl", "validation/length"}
+    assert set(ran.metrics) - set(cached().metrics) == figures | {f"{name}_before" for name in figures}
+    assert ran.metrics["validation/kl_before"] == 0.0
+
+
+def test_truncated_completions_that_are_masked_teach_nothing_at_all(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.rl.loop.stop_ids", lambda *given: [])
+    ran = run(tmp_path, **world.fields(mask_truncated=True))
+    assert ran.only("completions/clipped_ratio") == [1.0, 1.0]
+    assert same(ran.adapter(), adapter_of(world.policy))
+
+
+def test_the_kl_coefficient_follows_the_controller(cached):
+    points = cached(**ADAPTIVE).points()
+    wanted = 0.05
+    for point in points:
+        assert point["objective/kl_coef"] == pytest.approx(wanted, rel=1e-12)
+        wanted *= 1 + min(max(point["objective/kl"] / 0.05 - 1, -0.2), 0.2) * 4 / 40
+    assert len(points) == 3
+
+
+def test_samples_are_kept_with_what_they_scored(cached):
+    samples = [line["sample"] for line in cached().lines("samples")]
+    assert len(samples) == 8
+    assert set(samples[0]) == {"episodes", "prompt", "completion", "score", "kl", "truncated"}
+    scores = [sample["score"] for sample in samples[:4]]
+    assert sum(scores) / 4 == pytest.approx(cached().points()[0]["objective/scores"], abs=1e-6)
+
+
+# Bad input
+
+
+def test_a_prompt_that_leaves_no_room_is_named(world, tmp_path):
+    with pytest.raises(DataError, match=r"row \d+: its prompt of \d tokens leaves no room for max_new_tokens 60"):
+        run(tmp_path, **world.fields(max_new_tokens=60))
+
+
+def test_a_stop_token_of_several_tokens_is_refused_before_training(world, tmp_path):
+    with pytest.raises(ModelError, match="stop_token"):
+        run(tmp_path, **world.fields(stop_token="ab"))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_minibatches_must_divide_the_batch(world):
+    with pytest.raises(ValidationError, match="num_mini_batches: wanted a divisor of batch_size 4, got 3"):
+        PPO.model_validate(world.fields(num_mini_batches=3))
+
+
+@pytest.mark.parametrize("given", [{"ptx_coef": 0.5}, {"ptx_data": "demonstrations"}])
+def test_the_sft_term_needs_weight_and_data(world, with_data, given):
+    with pytest.raises(ValidationError, match="ptx_coef and ptx_data go together"):
+        PPO.model_validate(world.fields(**with_data(given)))
+
+
+def test_a_reward_model_on_another_base_is_refused_at_plan_time(world, tmp_path):
+    other = base_in(tmp_path / "other", seed=3)
+    stage = PPO.model_validate(world.fields(reward=world.reward.model_copy(update={"base": other})))
+    assert "train it on the same base" in (stage.input_problem() or "")
+    assert PPO.model_validate(world.fields()).input_problem() is None
+
+
+def recipe(**fields: Any) -> dict[str, Any]:
+    """The chain with PPO after it."""
+    found = chain()
+    found["stages"]["ppo"] = {"uses": "ppo", "policy": "sft", "data": "pairs", "reward": "reward", **fields}
+    return found
+
+
+@pytest.fixture
+def problems(write_recipe: Callable[..., Path], store: Store) -> Callable[..., list[str]]:
+    def found(**fields: Any) -> list[str]:
+        path = write_recipe(recipe(**fields))
+        with pytest.raises(RecipeError) as caught:
+            make_plan(load_recipe(path), store)
+        return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"init_kl_coef": 0.2}, "ppo.init_kl_coef: no such field; write kl_coef: 0.2"),
+        ({"target": 6}, "ppo.target: no such field; write target_kl: 6"),
+        ({"ppo_epochs": 4}, "ppo.ppo_epochs: no such field; write num_ppo_epochs: 4"),
+        (
+            {"mini_batch_size": 8, "batch_size": 64},
+            "ppo.mini_batch_size: no such field; write num_mini_batches: 8 (batch_size 64 in minibatches of 8)",
+        ),
+        ({"mini_batch_size": 8}, "num_mini_batches: 4 (batch_size 32 in minibatches of 8)"),
+        ({"mini_batch_size": 7}, "num_mini_batches: the number of optimizer steps in a pass"),
+        ({"adap_kl_ctrl": True}, "ppo.adap_kl_ctrl: no such field; write kl_controller: adaptive"),
+        ({"adap_kl_ctrl": False}, "write kl_controller: fixed"),
+        ({"steps": 20_000}, "write total_episodes: 640000"),
+        ({"reward_model": "reward"}, "write reward: reward"),
+        ({"klcoef": 0.2}, "ppo.klcoef: no such field; did you mean 'kl_coef'?"),
+        ({"num_mini_batches": 5}, "ppo: num_mini_batches: wanted a divisor of batch_size 32, got 5"),
+        ({"cliprange": 0}, "ppo.cliprange: input should be greater than 0, got 0"),
+        ({"lora": {}}, "ppo: lora must be left out"),
+        ({"ptx_coef": 0.5, "ptx_data": "pairs"}, "ppo.ptx_data: wanted demonstrations, but 'pairs' makes preferences"),
+        ({"mask_truncated": True, "stop_token": None}, "ppo: mask_truncated"),  # nothing at all would be learned
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_one_thing_wrong(problems, fields, message):
+    (line,) = problems(**fields)
+    assert message in line
+
+
+def test_a_number_that_is_not_finite_is_the_users_mistake(write_recipe, store):
+    with pytest.raises(UserError, match="learning_rate"):
+        make_plan(load_recipe(write_recipe(recipe(learning_rate=math.inf))), store)
+
+
+def test_the_classic_configuration_is_translated_whole(problems):
+    lines = problems(init_kl_coef=0.2, target=6, ppo_epochs=4, mini_batch_size=4, batch_size=16, adap_kl_ctrl=True)
+    assert [line.partition("; write ")[2].split(" (")[0] for line in lines] == [
+        "kl_coef: 0.2", "target_kl: 6", "num_ppo_epochs: 4", "num_mini_batches: 4", "kl_controller: adaptive",
+    ]  # fmt: skip
+
+
+def test_a_reward_model_from_another_base_ends_the_plan(write_recipe, store):
+    found = recipe(reward="stranger")
+    found["stages"] |= {
+        "gpt2": {"uses": "base", "source": "builtin:tiny-gpt2"},
+        "theirs": {"uses": "data", "base": "gpt2", "form": "preferences", "source": "pairs.jsonl"},
+        "stranger": {"uses": "reward", "base": "gpt2", "data": "theirs"},
+    }
+    with pytest.raises(UserError, match="ppo: reward: wanted one made for the policy's base"):
+        make_plan(load_recipe(write_recipe(found)), store)
+
+
+@pytest.mark.parametrize("field", ["data", "ptx_data"])
+def test_data_rendered_for_another_base_ends_the_plan(write_recipe, store, field):
+    """Its token ids mean other words there."""
+    found = recipe(**{field: "theirs", **({"ptx_coef": 0.1} if field == "ptx_data" else {})})
+    form, source = ("preferences", "pairs.jsonl") if field == "data" else ("demonstrations", "rows.jsonl")
+    found["stages"] |= {
+        "gpt2": {"uses": "base", "source": "builtin:tiny-gpt2"},
+        "theirs": {"uses": "data", "base": "gpt2", "form": form, "source": source},
+    }
+    with pytest.raises(UserError, match=f"ppo: {field}: "):
+        make_plan(load_recipe(write_recipe(found)), store)
+
+
+def test_a_complete_policy_and_a_reward_model_of_another_tokenizer_are_refused(worlds, world, tmp_path):
+    """Such a policy may be a full fine-tune of the reward model's base, so keys can't tell; the vocabularies can."""
+    stage = world.fields(policy=base_in(tmp_path / "other", "gpt2", seed=4))
+    tokenizer = stage["policy"].path / "tokenizer.json"
+    text = json.loads(tokenizer.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    tokenizer.write_text(json.dumps(text))
+    with pytest.raises(UserError):
+        run(tmp_path / "run", **stage)
+
+
+def test_the_prompts_of_the_test_split_are_never_trained_on(world, tmp_path):
+    loop = loop_of(tmp_path, **world.fields(eval_rows=6))
+    test = {tuple(row["prompt_ids"]) for row in load_rows(world.data, "test")}
+    assert {tuple(row["prompt_ids"]) for row in loop.tests} == test
+    assert not test & {tuple(row["prompt_ids"]) for row in loop.rows}

@@ -1,0 +1,364 @@
+"""Killed anywhere and started again, PPO ends with the bytes of an undisturbed run; and these tests can fail."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.context import Execution
+from tasks.rl import loop as loop_module
+from tasks.rl.loop import Loop
+from tasks.rl.state import STATE_FILE, capture
+from tasks.training import trainable
+from tests.conftest import ROOT
+from tests.tasks.rl.runs import UNTIMED, Ran, World, job_of, lines_in, one_thread, run, same  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DRAWS = """
+import os, random, time
+import numpy, torch
+
+def score(prompts, completions):
+    time.sleep(float(os.environ.get("SLEEPS", "0")))
+    noise = [random.random() + numpy.random.rand() + float(torch.rand(())) for _ in prompts]
+    return [text.count("a") + some for text, some in zip(completions, noise)]
+"""
+"""A reward that draws from every global random stream there is."""
+EVERY_ROLLOUT = Execution(threads=1, device="cpu", save_interval=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = World.build(tmp_path_factory.mktemp("world"))
+    (made.folder / "noisy.py").write_text(DRAWS)
+    return made
+
+
+def settings(world: World, **fields: Any) -> dict[str, Any]:
+    """Everything on that keeps a state: six short rollouts in passes over ten prompts."""
+    return world.fields(
+        **{
+            "programs": {f"{world.folder}/noisy.py:score": 0.5}, "total_episodes": 24, "num_ppo_epochs": 1,
+            "num_mini_batches": 2, "max_new_tokens": 5,
+            "kl_controller": "adaptive", "target_kl": 0.05, "horizon": 40, "eval_rows": 2, "max_kl": 1e3,
+            "ptx_coef": 0.1, "ptx_data": world.demonstrations, **fields,
+        }
+    )  # fmt: skip
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+def interrupted(folder: Path, at: int, **fields: Any) -> None:
+    """A run that dies before the rollout numbered `at`."""
+    real = Loop._rollout
+
+    def rollout(self: Loop, number: int) -> dict[str, float]:
+        if number == at:
+            raise KilledError
+        return real(self, number)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Loop, "_rollout", rollout)
+        run(folder, **fields)
+
+
+def differences(one: Ran, other: Ran) -> set[str]:
+    """In what two runs differ."""
+    found = {
+        "adapter": same(one.adapter(), other.adapter()),
+        "metrics": one.lines() == other.lines(),
+        "samples": one.lines("samples") == other.lines("samples"),
+        "figures": one.figures() == other.figures(),
+    }
+    return {name for name, equal in found.items() if not equal}
+
+
+# Processes that are really killed
+
+DIES_WHILE_SAVING = """
+import os, signal, sys
+import torch
+real = torch.save
+def half(state, path):
+    real(state, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+from tasks.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class Trainer:
+    """`python -m tasks job.json`, as the flow starts it."""
+
+    def __init__(self, job: Path, *program: str) -> None:
+        environment = {**os.environ, "SLEEPS": "0.05", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, *(program or ("-m", "tasks")), str(job)], cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def killed_after(self, points: int, metrics: Path) -> int:
+        """Kills it at a random moment once so many points are logged; gives how many there are then."""
+        deadline = time.monotonic() + 300
+        while not metrics.exists() or metrics.read_text().count("\n") < points:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()[0]
+            time.sleep(0.01)
+        time.sleep(random.random() / 10)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate()
+        assert self.process.returncode == -signal.SIGKILL, "it was too fast to be killed"
+        return metrics.read_text().count("\n")
+
+    def ends(self, status: int) -> str:
+        out = self.process.communicate(timeout=300)[0]
+        assert self.process.returncode == status, out
+        return out
+
+
+def test_killed_twice_and_once_while_saving_it_ends_with_the_same_bytes(world, tmp_path):
+    """Checkpoints every second rollout; the run that nobody disturbs is in this process."""
+    execution = Execution(threads=1, device="cpu", save_interval=4)
+    fields = {**settings(world, total_episodes=64), "execution": execution}
+    undisturbed = run(tmp_path / "undisturbed", **fields)
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    job = job_of(draft, **fields)
+    (draft / "job.json").write_text(job.model_dump_json())
+
+    Trainer(draft / "job.json").killed_after(3, draft / "metrics.jsonl")
+    reached = Trainer(draft / "job.json").killed_after(6, draft / "metrics.jsonl")
+    assert 6 <= reached < 16
+    Trainer(draft / "job.json", "-c", DIES_WHILE_SAVING).ends(-signal.SIGKILL)
+    torn = [path for path in (draft / "work").iterdir() if not (path / "manifest.json").exists()]
+    assert [path.joinpath(STATE_FILE).exists() for path in torn] == [True]
+    assert "going on after " in Trainer(draft / "job.json").ends(0)
+
+    finished = Ran(undisturbed.handle.model_copy(update={"path": draft / "out"}), {}, draft)
+    assert differences(finished, undisturbed) <= {"figures"}
+    for file in undisturbed.handle.path.iterdir():
+        assert (draft / "out" / file.name).read_bytes() == file.read_bytes()
+    result = json.loads((draft / "result.json").read_text())["metrics"]
+    assert {name: value for name, value in result.items() if not name.startswith(UNTIMED)} == undisturbed.figures()
+    assert [line["step"] for line in finished.lines()] == list(range(4, 68, 4))
+
+
+# Checkpoints that are torn
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+    made: dict[str, Ran] = {}
+
+    def get(**fields: Any) -> Ran:
+        if (name := repr(sorted(fields.items()))) not in made:
+            made[name] = run(
+                tmp_path_factory.mktemp("undisturbed"), **settings(world, **fields), execution=EVERY_ROLLOUT
+            )
+        return made[name]
+
+    return get
+
+
+def truncate(checkpoint: Path) -> None:
+    os.truncate(checkpoint / STATE_FILE, (checkpoint / STATE_FILE).stat().st_size // 2)
+
+
+def flip(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / STATE_FILE).read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / STATE_FILE).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, flip, lambda path: (path / "manifest.json").unlink(), lambda path: (path / STATE_FILE).unlink()],
+    ids=["truncated", "one bit", "no manifest", "no state"],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(world, undisturbed, tmp_path, damage, capsys):
+    interrupted(tmp_path, 4, **settings(world), execution=EVERY_ROLLOUT)
+    damage(tmp_path / "work" / "checkpoint-4")
+    ran = run(tmp_path, **settings(world), execution=EVERY_ROLLOUT)
+    assert "going on after 3 of 6 rollouts" in capsys.readouterr().out
+    assert not differences(ran, undisturbed())
+
+
+def test_without_any_whole_checkpoint_it_starts_anew(world, undisturbed, tmp_path):
+    interrupted(tmp_path, 3, **settings(world), execution=EVERY_ROLLOUT)
+    for checkpoint in (tmp_path / "work").iterdir():
+        truncate(checkpoint)
+    assert not differences(run(tmp_path, **settings(world), execution=EVERY_ROLLOUT), undisturbed())
+
+
+def test_another_save_interval_leaves_the_bytes_as_they_are(world, undisturbed, tmp_path):
+    seldom = Execution(threads=1, device="cpu", save_interval=6)
+    interrupted(tmp_path, 5, **settings(world), execution=seldom)
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["checkpoint-3"]
+    assert not differences(run(tmp_path, **settings(world), execution=EVERY_ROLLOUT), undisturbed())
+
+
+def test_a_torn_checkpoint_of_an_earlier_attempt_never_crowds_out_a_whole_one(world, tmp_path, capsys):
+    """Saved every second rollout, torn at rollout 4; then every rollout is saved, and one checkpoint kept."""
+    one = Execution(threads=1, device="cpu", save_interval=1, keep_checkpoints=1)
+    two = Execution(threads=1, device="cpu", save_interval=4, keep_checkpoints=1)
+    interrupted(tmp_path, 3, **settings(world), execution=two)
+    (tmp_path / "work" / "checkpoint-4").mkdir()
+    interrupted(tmp_path, 3, **settings(world), execution=one)
+    capsys.readouterr()
+    run(tmp_path, **settings(world), execution=one)
+    assert "going on after 3 of 6 rollouts" in capsys.readouterr().out
+
+
+# Killed at awkward moments
+
+
+def test_killed_while_it_cuts_the_log_no_point_is_lost(world, undisturbed, tmp_path):
+    interrupted(tmp_path, 4, **settings(world), execution=EVERY_ROLLOUT)
+    shutil.rmtree(tmp_path / "work" / "checkpoint-4")
+    real = Path.write_text
+
+    def half(self: Path, text: str, *more: Any, **options: Any) -> int:
+        if not self.name.startswith("metrics"):
+            return real(self, text, *more, **options)
+        real(self, text[: len(text) // 2])
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Path, "write_text", half)
+        run(tmp_path, **settings(world), execution=EVERY_ROLLOUT)
+    assert not differences(run(tmp_path, **settings(world), execution=EVERY_ROLLOUT), undisturbed())
+
+
+def test_killed_inside_a_line_of_the_log_the_line_is_written_again(world, undisturbed, tmp_path):
+    interrupted(tmp_path, 4, **settings(world), execution=EVERY_ROLLOUT)
+    shutil.rmtree(tmp_path / "work" / "checkpoint-4")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - 7)
+    assert not differences(run(tmp_path, **settings(world), execution=EVERY_ROLLOUT), undisturbed())
+
+
+def killed_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, folder: Path, **fields: Any) -> None:
+    def dies(*given: Any, **more: Any) -> Any:
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(owner, name, dies)
+        run(folder, **fields)
+
+
+def test_killed_after_the_last_rollout_it_trains_no_more(world, undisturbed, tmp_path, monkeypatch):
+    fields = {**settings(world), "execution": EVERY_ROLLOUT}
+    killed_in(monkeypatch, trainable, "save_trained", tmp_path, **fields)
+    assert len(lines_in(tmp_path)) == 6
+    monkeypatch.setattr(Loop, "_rollout", lambda *given: pytest.fail("trains on"))
+    assert not differences(run(tmp_path, **fields), undisturbed())
+
+
+@pytest.mark.parametrize("limit", [{"max_kl": 1e-6}, {"early_stop_kl": 1e-9}], ids=["max_kl", "early_stop_kl"])
+def test_killed_after_a_limit_has_ended_training_it_does_not_train_on(world, undisturbed, tmp_path, monkeypatch, limit):
+    """The checkpoint of the last rollout is there, but not yet the output."""
+    killed_in(monkeypatch, trainable, "save_trained", tmp_path, **settings(world, **limit), execution=EVERY_ROLLOUT)
+    ran = run(tmp_path, **settings(world, **limit), execution=EVERY_ROLLOUT)
+    assert not differences(ran, undisturbed(**limit))
+
+
+# What each part of the state is for
+
+ITEMS: list[tuple[str, int, dict[str, Any]]] = [
+    ("policy", 3, {}),
+    ("value", 3, {}),
+    ("optimizers.policy", 3, {}),
+    ("optimizers.value", 3, {}),
+    ("kl_coef", 3, {}),
+    ("random.python", 3, {}),
+    ("random.numpy", 3, {}),
+    ("random.torch", 3, {}),
+    ("kept.done", 3, {}),
+    ("kept.tokens", 3, {}),
+    ("kept.points", 3, {}),
+    ("kept.before", 3, {}),
+    ("kept.stopped", 2, {"early_stop_kl": 1e-9}),
+    ("kept.best", 1, {"max_kl": 1e-6}),
+]
+FRESH = {"done": 0, "tokens": 0, "points": [], "rang": [], "stopped": 0, "before": {}, "best": None}
+
+
+def without(item: str) -> Callable[..., Any]:
+    """`restore`, but one item is as in a run that has only begun."""
+    real = loop_module.restore
+
+    def restore(state: dict[str, Any], *live: Any) -> dict[str, Any]:
+        here: Any = state
+        fresh: Any = copy.deepcopy(capture(*live, dict(FRESH)))
+        *parents, last = item.split(".")
+        for name in parents:
+            here, fresh = here[name], fresh[name]
+        here[last] = fresh[last]
+        return real(state, *live)
+
+    return restore
+
+
+@pytest.fixture(scope="module")
+def half_done(world: World, undisturbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A draft that was interrupted, and from which the undisturbed result has been reached."""
+    made: dict[str, Path] = {}
+
+    def get(at: int, **fields: Any) -> Path:
+        if (name := repr((at, sorted(fields.items())))) not in made:
+            made[name] = tmp_path_factory.mktemp("half")
+            interrupted(made[name] / "draft", at, **settings(world, **fields), execution=EVERY_ROLLOUT)
+            shutil.copytree(made[name] / "draft", made[name] / "whole")
+            whole = run(made[name] / "whole", **settings(world, **fields), execution=EVERY_ROLLOUT)
+            assert not differences(whole, undisturbed(**fields))
+        return made[name] / "draft"
+
+    return get
+
+
+@pytest.mark.parametrize(("item", "at", "fields"), ITEMS, ids=[item for item, *_ in ITEMS])
+def test_each_item_of_the_state_is_needed(world, undisturbed, half_done, tmp_path, monkeypatch, item, at, fields):
+    draft = shutil.copytree(half_done(at, **fields), tmp_path / "less")
+    monkeypatch.setattr(loop_module, "restore", without(item))
+    try:
+        less = run(draft, **settings(world, **fields), execution=EVERY_ROLLOUT)
+    except (AssertionError, KeyError):  # without a best policy, and without figures from before, there is no end
+        assert item in ("kept.best", "kept.before")
+        return
+    found = differences(less, undisturbed(**fields))
+    assert found >= ({"figures"} if item == "kept.tokens" else {"metrics"}), item
+
+
+def test_what_has_been_said_is_not_said_again(world, tmp_path, monkeypatch, capsys):
+    loud = settings(world, learning_rate=0.1, num_ppo_epochs=3, schedule="constant")
+    interrupted(tmp_path / "whole", 4, **loud, execution=EVERY_ROLLOUT)
+    shutil.copytree(tmp_path / "whole", tmp_path / "less")
+    said = capsys.readouterr().out
+    assert "warning: clip_fraction" in said
+    run(tmp_path / "whole", **loud, execution=EVERY_ROLLOUT)
+    assert "warning: clip_fraction" not in capsys.readouterr().out
+    monkeypatch.setattr(loop_module, "restore", without("kept.rang"))
+    run(tmp_path / "less", **loud, execution=EVERY_ROLLOUT)
+    assert "warning: clip_fraction" in capsys.readouterr().out
+
+
+def test_every_item_of_the_state_has_its_test(undisturbed):
+    state = undisturbed().state()
+    names = set(state) - {"optimizers", "random", "kept"}
+    names |= {f"{part}.{name}" for part in ("optimizers", "random", "kept") for name in state[part]}
+    assert names == {item for item, *_ in ITEMS} | {"kept.rang", "random.cuda"}

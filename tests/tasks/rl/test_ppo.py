@@ -604,7 +604,7 @@ def test_the_sft_term_needs_weight_and_data(world, with_data, given):
 def test_a_reward_model_on_another_base_is_refused_at_plan_time(world, tmp_path):
     other = base_in(tmp_path / "other", seed=3)
     stage = PPO.model_validate(world.fields(reward=world.reward.model_copy(update={"base": other})))
-    assert "train it on the same base" in (stage.input_problem() or "")
+    assert "give the stage that makes it the same base" in (stage.input_problem() or "")
     assert PPO.model_validate(world.fields()).input_problem() is None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -25,6 +25,8 @@ from tasks.statistics import mean_interval, share_interval, win_rate
 
 class Evaluate(Stage):
     """Measures `policy` on the held-out split of `data`."""
+
+    version: ClassVar[int] = 2
 
     policy: Model
     data: Dataset

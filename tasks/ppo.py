@@ -37,6 +37,7 @@ class PPO(Online):
     """Trains a copy of `policy` against `reward` (or programs), and a value model that starts from the reward model."""
 
     renamed: ClassVar[Mapping[str, Any]] = RENAMED
+    models_trained: ClassVar[int] = 2
 
     kl_coef: float = Field(0.05, ge=0)
     """What a nat of KL costs, in units of score; the start value with the adaptive controller."""

@@ -27,6 +27,9 @@ class Online(Stage):
 
     outside: ClassVar[frozenset[str]] = frozenset({"programs"})
 
+    models_trained: ClassVar[int] = 1
+    """The policy; a value model would be another."""
+
     policy: Model
     """Where training starts; the KL penalty is measured against it, frozen."""
     data: Dataset
@@ -136,8 +139,8 @@ class Online(Stage):
         trained = None if shape is None else self.trained(shape)
         if shape is None or trained is None:
             return Estimate(shape.parameters if shape else None, None, steps, None)
-        added = 0 if trained == shape.parameters else 2 * trained
-        memory = shape.training_bytes(2 * trained, self.rows_in_memory())
+        added = 0 if trained == shape.parameters else self.models_trained * trained
+        memory = shape.training_bytes(self.models_trained * trained, self.rows_in_memory())
         return Estimate(shape.parameters + added, trained, steps, memory)
 
     def require_room(self, rows: list[dict[str, Any]]) -> None:

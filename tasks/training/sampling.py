@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.context import Context
+from tasks.training.plain_model import plain_sampling
 from tasks.training.rows import batches
 
 
@@ -22,7 +23,7 @@ def sample(
     results: list[dict[str, Any]] = [{} for _ in rows]
     settings = _settings(tokenizer, max_new_tokens, temperature)
     done = 0
-    with merged(model):
+    with merged(model), plain_sampling(model, tokenizer):
         for batch in batches(rows, lengths, batch_size):
             completions = _generate(model, [row["prompt_ids"] for _, row in batch], tokenizer, settings, ctx)
             for (position, row), ids in zip(batch, completions, strict=True):

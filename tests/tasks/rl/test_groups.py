@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from artifacts.errors import DataError, StageError, UserError
 from tasks.context import Execution
 from tasks.rl.groups import Order
-from tasks.rl.plain_model import positions_from_mask
 from tasks.rl.rewards import Rewards
 from tasks.training.classifier import score_rows
 from tasks.training.logps import trunk_of
 from tasks.training.models import load_checkpoint, load_tokenizer
+from tasks.training.plain_model import positions_from_mask
 from tasks.training.rows import load_rows
 from tasks.training.trainer import score_labelled_positions_only
 

@@ -14,7 +14,7 @@ GIVEN = ("position_ids", "past_key_values", "inputs_embeds")
 def plain_sampling(model: Any, tokenizer: Any) -> Iterator[None]:
     """Meanwhile the model has no sampling habits of its own, and only EOS ends a completion.
 
-    What a checkpoint's `generation_config` says (a repetition penalty, say) would fill in what TRL leaves open.
+    What a checkpoint's `generation_config` says (a repetition penalty, say) fills in whatever a caller leaves open.
     """
     from transformers import GenerationConfig
 
@@ -22,8 +22,10 @@ def plain_sampling(model: Any, tokenizer: Any) -> Iterator[None]:
     own = owner.generation_config
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     owner.generation_config = GenerationConfig(**tokens)
-    yield
-    owner.generation_config = own
+    try:
+        yield
+    finally:
+        owner.generation_config = own
 
 
 def positions_from_mask(trunk: Any) -> None:

@@ -138,11 +138,12 @@ class Tracker:
         self._quietly(lambda: self._finish(run, manifest, folder))
 
     def _finish(self, run: str, manifest: Manifest, folder: Path) -> None:
-        step = last_step(folder / "metrics.jsonl")
+        step, last = last_point(folder / "metrics.jsonl")
         now = int(time.time() * 1000)
+        new = {name: value for name, value in numbers(manifest.metrics).items() if last.get(name) != value}
         self.client.log_batch(
             run,
-            metrics=[Metric(name, value, now, step) for name, value in numbers(manifest.metrics).items()],
+            metrics=[Metric(name, value, now, step) for name, value in new.items()],
             tags=[RunTag("align.digest", manifest.digest), RunTag("align.path", str(folder / "out"))],
         )
         link_files(self.client, run, folder / "out", "output")
@@ -233,7 +234,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def last_step(metrics: Path) -> int:
-    """The step of the last point, so that headline values count as the latest."""
+def last_point(metrics: Path) -> tuple[int, dict[str, float]]:
+    """The last step, so that headline values count as the latest, and what each metric was when it was last logged."""
     lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    points = [json.loads(line) for line in lines]
+    last: dict[str, float] = {}
+    for point in points:
+        last |= point["metrics"]
+    return (int(points[-1]["step"]) if points else 0), last

@@ -148,7 +148,7 @@ def test_runs_show_and_compare_answer_from_what_is_there(first, shop, tmp_path):
     assert shop.align("show", run, "--json").json == first.json
     picture = tmp_path / "chart.png"
     compared = shop.align("compare", run, "--json", "--chart", str(picture)).json
-    assert [policy["name"] for policy in compared["policies"]] == ["base", "sft", "dpo"]
+    assert [policy["name"] for policy in compared["policies"]] == ["base", "sft", "dpo", "ppo"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     one = shop.align("compare", f"{run}:eval_sft", first.stage("eval_dpo")["key"][:12], "--json").json
     assert len(one["policies"]) == 2

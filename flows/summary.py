@@ -13,7 +13,7 @@ from pipelines.compare import Compared, chart, differences, markdown_table, side
 from pipelines.plan import Plan
 
 HEADLINES = (
-    "eval/check_rate", "eval/reward_accuracy", "validation/score",
+    "eval/check_rate", "eval/reward_accuracy", "validation/score", "objective/scores",
     "rewards/accuracies", "validation/loss", "merge/kl_to_saved",
     "eval/score_mean", "eval/preference_accuracy", "train/loss", "data/rows_train", "model/parameters",
 )  # fmt: skip

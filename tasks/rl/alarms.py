@@ -88,6 +88,6 @@ ALARMS = (
 )  # fmt: skip
 
 
-def ringing(points: Points) -> list[Alarm]:
-    """The alarms that the latest rollout sets off."""
-    return [alarm for alarm in ALARMS if alarm.rings(points)]
+def ringing(points: Points, *, ends: bool = True) -> list[Alarm]:
+    """The alarms that the latest rollout sets off; completions that no token `ends` are all cut off, and rightly so."""
+    return [alarm for alarm in ALARMS if alarm.rings(points) and (ends or alarm.name != "truncated")]

@@ -59,20 +59,56 @@ def token_logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
 def label_logps(head: Any, states: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """log p(label) in float32, (N,), from the states before the labels, (N, H).
 
-    Logits exist for `CHUNK` positions at a time; a backward pass computes each chunk's again instead of keeping them.
+    Logits exist for `CHUNK` positions at a time, in a backward pass too. A head that is frozen gives the gradient along
+    with the value; through one that trains, the backward pass computes each chunk's logits again.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    def chunk(states: Tensor, labels: Tensor) -> Tensor:
-        logits = head(states).float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        return torch.log_softmax(logits, dim=-1).gather(-1, labels[:, None]).squeeze(-1)
-
+    frozen = isinstance(head, torch.nn.Linear) and not any(p.requires_grad for p in head.parameters())
     found = []
     for at in range(0, len(labels), CHUNK):
-        part = states[at : at + CHUNK], labels[at : at + CHUNK]
-        keeps = torch.is_grad_enabled()
-        found.append(checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) if keeps else chunk(*part))
+        part = head, states[at : at + CHUNK], labels[at : at + CHUNK], temperature
+        if not torch.is_grad_enabled():
+            found.append(_chosen(*part))
+        elif frozen:
+            found.append(_through_frozen_head(*part))
+        else:
+            found.append(checkpoint(_chosen, *part, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(found) if found else states.new_zeros(0, dtype=torch.float32)
+
+
+def _chunk(head: Any, states: Tensor, temperature: float) -> Tensor:
+    """log p of every token, (N, V) in float32."""
+    import torch
+
+    logits = head(states).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    return torch.log_softmax(logits, dim=-1)
+
+
+def _chosen(head: Any, states: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """log p of the labels, (N,)."""
+    return _chunk(head, states, temperature).gather(-1, labels[:, None]).squeeze(-1)
+
+
+def _through_frozen_head(head: Any, states: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The same, with its derivative taken at once: the logits need neither be kept nor computed again.
+
+    d log p(y) / d h = (W_y - sum_v p(v) W_v) / temperature
+    """
+    import torch
+
+    with torch.no_grad():
+        logps = _chunk(head, states, temperature)
+        chosen = logps.gather(-1, labels[:, None]).squeeze(-1)
+        weight = head.weight
+        mean = (logps.exp_().to(weight.dtype) @ weight).float()
+        slope = (weight[labels].float() - mean) / temperature
+    return chosen + _zero_with_slope(states, slope)
+
+
+def _zero_with_slope(states: Tensor, slope: Tensor) -> Tensor:
+    """Zeros (N,) whose derivative with respect to `states` (N, H) is `slope`."""
+    return ((states - states.detach()).float() * slope).sum(dim=-1)

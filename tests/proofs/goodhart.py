@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from artifacts.kinds import Preferences, RewardModel
+from tasks.__main__ import QUIET
 from tests.proofs.world import Trained, World, optimum, policies_along, train
 
 if TYPE_CHECKING:
@@ -176,13 +177,18 @@ def run_seeds(seeds: Sequence[int], pairs: int) -> list[Seed]:
     workers = min(len(seeds), len(os.sched_getaffinity(0)))
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), _worker) as pool,
     ):
         found = pool.map(run_seed, [Path(folder, str(seed)) for seed in seeds], seeds, [pairs] * len(seeds))
         return [_said(one) for one in found]
 
 
-def _one_thread() -> None:
+def _worker() -> None:
+    """One thread, and nothing on the terminal: what goes wrong comes back as an exception."""
+    os.environ |= QUIET
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
     import torch
 
     torch.set_num_threads(1)

@@ -6,8 +6,11 @@
     │   ├── DataError          a data file or one of its rows
     │   ├── ModelError         a base model, its tokenizer or its chat template
     │   └── HomeError          no room, or no right to write, under $ALIGN_HOME
+    ├── InterruptedStage       exit status 130: a stage was asked to end, and ended
     ├── FingerprintError       a value without a stable form was to be hashed
     └── StageError             a stage failed; run the same command again to go on
+        ├── OutOfMemoryError   it needed more memory than there is
+        └── NumberError        a loss, a gradient or a weight became infinite or no number, or exactly 0 from the start
 
 All carry one message, so that they survive pickling and the trip from a trainer's process.
 """
@@ -47,13 +50,38 @@ class FingerprintError(AlignError):
     """A value that has no stable form can't be part of a key."""
 
 
+class InterruptedStage(AlignError):  # noqa: N818  (nothing went wrong)
+    """A stage ended because it was asked to; running it again goes on."""
+
+    exit_status = 130
+
+
 class StageError(AlignError):
     """A stage failed while it ran."""
 
 
+class OutOfMemoryError(StageError):
+    """A stage needed more memory than there is: the message says how much it had, and what to try."""
+
+
+class NumberError(StageError):
+    """Training computes no numbers, or nothing at all: the message names the step and the rows."""
+
+
 _BY_NAME: dict[str, type[AlignError]] = {
     cls.__name__: cls
-    for cls in (UserError, RecipeError, DataError, ModelError, HomeError, FingerprintError, StageError)
+    for cls in (
+        UserError,
+        RecipeError,
+        DataError,
+        ModelError,
+        HomeError,
+        FingerprintError,
+        StageError,
+        OutOfMemoryError,
+        NumberError,
+        InterruptedStage,
+    )
 }
 
 

@@ -44,8 +44,10 @@ class Manifest(BaseModel):
     seconds: float
     created: str
     source_digest: str
-    """Of the file that defines the stage; a hit whose source differs is announced."""
+    """Of the stage's code and all of ours that it uses; a hit whose code differs is announced."""
     versions: dict[str, str]
+    remarks: list[str] = []
+    """What keeps these bytes from being those of an undisturbed run, if anything does."""
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

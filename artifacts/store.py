@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 from artifacts.errors import HomeError, StageError
 from artifacts.fingerprint import FileDigests, file_digest
 from artifacts.manifest import FileRecord, Manifest, digest_of, library_versions
+from artifacts.syncing import sync_file, sync_folder, write_synced
 
 KEY_IN_NAME = 20
 
@@ -96,7 +97,7 @@ class Store:
 
     def commit(
         self, *, uses: str, key: str, kind: str, payload: dict[str, Any], fields: dict[str, Any],
-        metrics: dict[str, float], seconds: float, source_digest: str,
+        metrics: dict[str, float], seconds: float, source_digest: str, remarks: Sequence[str] = (),
     ) -> Manifest:  # fmt: skip
         """Turn a finished draft into a result: sync, manifest last, rename. A damaged predecessor makes way."""
         draft, final = self.draft(uses, key), self.folder(uses, key)
@@ -110,17 +111,17 @@ class Store:
         manifest = Manifest(
             uses=uses, key=key, kind=kind, digest=digest_of(files), files=files, payload=payload, fields=fields,
             metrics=metrics, seconds=seconds, created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            source_digest=source_digest, versions=library_versions(),
+            source_digest=source_digest, versions=library_versions(), remarks=list(remarks),
         )  # fmt: skip
         for folder in (draft / "out", *(path for path in (draft / "out").rglob("*") if path.is_dir())):
-            _sync_folder(folder)
-        _write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
-        _sync_folder(draft)
+            sync_folder(folder)
+        write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
+        sync_folder(draft)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
             final.rename(self._aside(final))
         draft.rename(final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         # Only now: a commit that dies before the rename leaves its checkpoints, and files that can be written again.
         shutil.rmtree(final / "work", ignore_errors=True)
         for name, record in files.items():
@@ -161,21 +162,5 @@ class Store:
 
 def _seal(path: Path) -> FileRecord:
     """Sync a finished file and record it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(path)
     return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,21 @@ def align(
     run_id = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     tracker = Tracker.connect(store.home, name, watch)
     tracker.begin(plan, run_id, flow_run.id)
+    watch.run_id = run_id
+    results: dict[str, StageResult] = {}
+
+    def recorded() -> RunRecord:
+        record = RunRecord.of(plan, run_id, flow_run.id, tracker.parent, results)
+        record.save(store.home)
+        return record
+
+    recorded()
     try:
-        results, errors = _run_all(plan, store, tracker, watch)
+        errors = _run_all(plan, store, tracker, watch, results, recorded)
     except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
         tracker.abandon()
         raise
-    record = RunRecord.of(plan, run_id, flow_run.id, tracker.parent, results)
-    record.save(store.home)
+    record = recorded()
     summary = conclude(record, plan, tracker, store, flow_run.ui_url)
     create_markdown_artifact(summary, key="summary", description=f"Run {run_id}")
     _raise(errors)
@@ -77,10 +86,13 @@ def align(
 
 
 def _run_all(
-    plan: Plan, store: Store, tracker: Tracker, watch: Watcher
-) -> tuple[dict[str, StageResult], list[AlignError]]:
-    """Every stage whose inputs are there; a wrong input ends the run, a failure only its descendants."""
-    results: dict[str, StageResult] = {}
+    plan: Plan, store: Store, tracker: Tracker, watch: Watcher, results: dict[str, StageResult],
+    after_each: Callable[[], object],
+) -> list[AlignError]:  # fmt: skip
+    """Every stage whose inputs are there, into `results`; a wrong input ends the run, a failure only its descendants.
+
+    Gives the errors.
+    """
     errors: list[AlignError] = []
     for planned in plan.stages:
         lacking = [label for label in planned.needs if results[label].path is None]
@@ -95,8 +107,9 @@ def _run_all(
             errors.append(error if isinstance(error, AlignError) else StageError(f"{planned.label}: {error}"))
             result = missing(planned, "failed", str(errors[-1]), time.monotonic() - started)
         results[planned.label] = result
+        after_each()
         watch.stage(planned.label, result.status, result.error or f"{result.seconds:.0f} s")
-    return results, errors
+    return errors
 
 
 def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, watch: Watcher) -> StageResult:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from artifacts.errors import OutOfMemoryError
 from artifacts.manifest import Manifest
 from artifacts.store import Store
 from flows.launch import launch
@@ -16,7 +18,8 @@ from pipelines.plan import Planned
 from tasks.context import Execution
 from tasks.job import Job
 
-Status = Literal["ran", "cached", "resumed", "failed", "skipped"]
+Status = Literal["ran", "cached", "resumed", "failed", "skipped", "planned"]
+"""`planned`: the run has not come to it, or was killed before it did."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,40 @@ def execute(
         (draft / "key.json").write_text(json.dumps(planned.payload, indent=1, sort_keys=True))
         job = Job.of(planned.stage, uses=uses, key=key, seed=seed, execution=execution, draft=draft)
         with tracker.following(planned, draft) as run:
-            result = launch(job, planned.label, lock, watcher)
+            result, remarks = _launched(job, planned, lock, watcher)
         manifest = store.commit(
             uses=uses, key=key, kind=planned.handle.kind, payload=planned.payload, fields=planned.stage.settings(),
             metrics=result["metrics"], seconds=result["seconds"], source_digest=planned.stage.source_digest(),
+            remarks=remarks,
         )  # fmt: skip
         tracker.finish(run, planned, manifest, store.folder(uses, key))
     return _line(planned, manifest, "resumed" if resumes else "ran", time.monotonic() - started, store, run)
+
+
+def _launched(job: Job, planned: Planned, lock: int, watcher: Watcher) -> tuple[dict[str, Any], list[str]]:
+    """The stage's result; and what is to be remembered of how it came about.
+
+    After running out of memory it goes on from its last checkpoint with half the micro-batch, as often as `retries`
+    allows. That it once did so is kept in the draft: it is true of the result in a later attempt too.
+    """
+    kept = job.draft / "remarks.json"
+    remarks: list[str] = json.loads(kept.read_text()) if kept.exists() else []
+    for attempt in itertools.count():
+        try:
+            return launch(job, planned.label, lock, watcher), remarks
+        except OutOfMemoryError as error:
+            smaller = planned.stage.in_half_the_memory(job.execution)
+            if smaller is None or attempt >= job.execution.retries:
+                raise
+            rows = planned.stage.micro_batch(job.execution)
+            watcher.line(planned.label, f"{error}; goes on with micro_batch {smaller.micro_batch}")
+            remarks.append(
+                f"ran out of memory with micro_batch {rows} and went on with {smaller.micro_batch}: equal to an "
+                "undisturbed run within rounding, not byte for byte"
+            )
+            kept.write_text(json.dumps(remarks))
+            job = job.model_copy(update={"execution": smaller})
+    raise AssertionError("the loop above ends by itself")
 
 
 def found(planned: Planned, store: Store, tracker: Tracker) -> StageResult:
@@ -77,7 +107,7 @@ def found(planned: Planned, store: Store, tracker: Tracker) -> StageResult:
 
 
 def missing(planned: Planned, status: Status, error: str | None, seconds: float = 0.0) -> StageResult:
-    """The line of a stage that has no output: failed, or skipped because something before it failed."""
+    """The line of a stage that has no output: failed, skipped because something before it failed, or not begun."""
     return StageResult(planned.label, planned.uses, planned.key, status, seconds, None, None, {}, None, error)
 
 

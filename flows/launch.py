@@ -8,15 +8,21 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import StageError, revive
+from artifacts.errors import OutOfMemoryError, StageError, revive
+from flows.oom import KernelWitness
 from flows.watch import Watcher
 from tasks.context import EVENT
 from tasks.job import Job
 
 PR_SET_PDEATHSIG = 1
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+"""For glibc: don't give large tensors back to the system only to ask for them again at the next layer."""
+GRACE_S = 10.0
+"""How long a trainer that is asked to end may take to save."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,20 +35,29 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
     job.draft.mkdir(parents=True, exist_ok=True)
     path = job.draft / "job.json"
     path.write_text(job.model_dump_json(indent=1))
+    witness, said = KernelWitness(), ""
     with (job.draft / "log.txt").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", cwd=ROOT, env={**os.environ, "ALIGN_EVENTS": "1", "PYTHONUNBUFFERED": "1"},
+            errors="replace", cwd=ROOT, env={**KEEP_MEMORY, **os.environ, "ALIGN_EVENTS": "1", "PYTHONUNBUFFERED": "1"},
             start_new_session=True, pass_fds=(lock,), preexec_fn=_die_with_parent,
         )  # fmt: skip
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 _pump(line.rstrip("\n"), label, watcher, log)
-            status = process.wait()
+                said = line.removeprefix("error: ").strip() if line.startswith("error: ") else said
+            _, waited, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(waited)
+        except BaseException:  # interrupted or cancelled: it may still save
+            _ask(process)
+            raise
         finally:
             _end(process)
-    return _result(job, label, status)
+    if process.returncode == -signal.SIGKILL and witness.killed_for_memory(process.pid):
+        error = job.out_of_memory("killed for memory by the kernel", usage.ru_maxrss * 1024)
+        raise OutOfMemoryError(f"{label}: {error}")
+    return _result(job, label, process.returncode, said)
 
 
 def _die_with_parent() -> None:
@@ -60,6 +75,13 @@ def _pump(line: str, label: str, watcher: Watcher, log: Any) -> None:
         watcher.line(label, line)
 
 
+def _ask(process: subprocess.Popen[str]) -> None:
+    """Ask the trainer to end, and give it some time for that; a second Ctrl-C takes the time away."""
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=GRACE_S)
+
+
 def _end(process: subprocess.Popen[str]) -> None:
     """Kill what is left of the process group."""
     try:
@@ -69,12 +91,15 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _result(job: Job, label: str, status: int) -> dict[str, Any]:
+def _result(job: Job, label: str, status: int, said: str) -> dict[str, Any]:
+    """What the trainer left; `said` is its last line of error, all there is where the disk was full."""
     path = job.draft / "result.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if "error" in found:
         raise revive(found["error"], f"{label}: {found['message']}")
     if status != 0:
+        if said:
+            raise StageError(f"{label}: {said}")
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise StageError(
             f"{label}: its process {how}; run the same command again to go on. Its output is in {job.draft / 'log.txt'}"

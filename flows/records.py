@@ -1,4 +1,7 @@
-"""What is left of a run: `$ALIGN_HOME/runs/<run_id>.json`, the same object that `align run --json` prints. Schema 1."""
+"""What is left of a run: `$ALIGN_HOME/runs/<run_id>.json`, the same object that `align run --json` prints. Schema 1.
+
+It is there from the start and rewritten after each stage, so that a run that was killed has left one too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from flows.execute import StageResult
+from flows.execute import StageResult, missing
 from pipelines.plan import Plan
 from pipelines.problems import did_you_mean
 
@@ -29,17 +32,24 @@ class RunRecord:
         cls, plan: Plan, run_id: str, flow_run_id: str | None, mlflow_run_id: str | None,
         results: Mapping[str, StageResult],
     ) -> RunRecord:  # fmt: skip
-        stages = [results[planned.label].as_dict() for planned in plan.stages]
+        lines = [results.get(planned.label) or missing(planned, "planned", None) for planned in plan.stages]
+        stages = [line.as_dict() for line in lines]
         return cls(str(plan.recipe.path), run_id, flow_run_id, mlflow_run_id, stages)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def file(self, home: Path) -> Path:
+        """Where it is written."""
+        return home / "runs" / f"{self.run_id}.json"
+
     def save(self, home: Path) -> None:
         """Write it under `home`."""
-        folder = home / "runs"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.run_id}.json").write_text(json.dumps(self.as_dict(), indent=1))
+        file = self.file(home)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".part")
+        aside.write_text(json.dumps(self.as_dict(), indent=1))
+        aside.replace(file)
 
     @property
     def reports(self) -> dict[str, Path]:

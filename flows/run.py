@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,14 +35,19 @@ def run_recipe(
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from flows.align import align
 
-    before = _newest(home)
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
     failure: AlignError | None = None
     with watcher.showing() if isinstance(watcher, TerminalWatcher) else _nothing():
         try:
             align(str(recipe), dict(overrides), dict(execution), until, strict_env)
         except AlignError as error:
             failure = error
-    return _answer(home, before, failure, as_json)
+    return _answer(home, watcher.run_id, failure, as_json)
+
+
+def _as_ctrl_c(number: int, frame: object) -> None:
+    """Whoever ends the run with SIGTERM gets what Ctrl-C gives: saved work, no orphan, and status 130."""
+    raise KeyboardInterrupt
 
 
 def _nothing() -> Any:
@@ -50,23 +56,15 @@ def _nothing() -> Any:
     return nullcontext()
 
 
-def _newest(home: Path) -> str | None:
-    from flows.records import load_records
-
-    records = load_records(home)
-    return records[0].run_id if records else None
-
-
-def _answer(home: Path, before: str | None, failure: AlignError | None, as_json: bool) -> int:
+def _answer(home: Path, run_id: str | None, failure: AlignError | None, as_json: bool) -> int:
     """Print what is left of the run; the exit status is the failure's."""
-    from flows.records import load_records
+    from flows.records import find_record
     from flows.tables import run_tables
 
-    records = load_records(home)
-    if not records or records[0].run_id == before:  # it failed before any stage
+    if run_id is None:  # it failed before it began
         assert failure is not None
         raise failure
-    record = records[0]
+    record = find_record(home, run_id)
     if as_json:
         print(json.dumps(record.as_dict()))
     else:

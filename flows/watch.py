@@ -18,6 +18,8 @@ class Watcher:
 
     def __init__(self) -> None:
         self.logger: Any = logging.getLogger("align")
+        self.run_id: str | None = None
+        """The run that is watched, once it has begun."""
 
     def line(self, label: str, text: str) -> None:
         """A line of a stage's output."""

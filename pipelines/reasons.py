@@ -86,7 +86,7 @@ def drift(planned: Planned, manifest: Manifest) -> str:
     """What a cached result was made with that is different now, or nothing."""
     said = []
     if manifest.source_digest != planned.stage.source_digest():
-        said.append("made by another version of its source file; if it now computes something else, bump its version")
+        said.append("made by other code of ours; if it now computes something else, bump its version")
     now = library_versions()
     moved = [f"{name} {old} -> {now[name]}" for name, old in manifest.versions.items() if now.get(name, old) != old]
     if moved:

@@ -1,7 +1,8 @@
 """`python -m tasks job.json`: run one stage, in this process, on whatever machine this is.
 
-Exit status 0 when done, 2 for what the user must correct (one line, no traceback), 1 for anything else. How it ended
-is left in `result.json` beside the draft's output.
+Exit status 0 when done, 2 for what the user must correct (one line, no traceback), 130 when it was asked to end by
+SIGTERM (it saves first, if it can), 1 for anything else. How it ended is left in `result.json` beside the draft's
+output.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
-from artifacts.errors import AlignError, UserError
+from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from tasks.job import Job
+from tasks.training.checkpoints import disk_is_full, last_good
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -41,19 +44,47 @@ def main(argv: list[str]) -> int:
     result.unlink(missing_ok=True)
     started = time.monotonic()
     try:
-        metrics = job.stage().run(job.context(events=os.environ.get("ALIGN_EVENTS") == "1"))
+        context = job.context(events=os.environ.get("ALIGN_EVENTS") == "1")
+        context.stop.listen()
+        metrics = job.stage().run(context)
     except Exception as error:
-        status = error.exit_status if isinstance(error, AlignError) else 1
-        name = type(error).__name__
-        message = str(error) if isinstance(error, AlignError) else f"{name}: {error}"
-        result.write_text(json.dumps({"error": name, "message": message}))
-        if not isinstance(error, UserError):
+        known = _known(error, job)
+        status = known.exit_status if isinstance(known, AlignError) else 1
+        name = type(known).__name__
+        message = str(known) if isinstance(known, AlignError) else f"{name}: {known}"
+        if not isinstance(known, (UserError, InterruptedStage)):
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)  # noqa: T201
+        with suppress(OSError):  # on a full disk the line above has to do
+            result.write_text(json.dumps({"error": name, "message": message}))
         return status
     seconds = time.monotonic() - started
     result.write_text(json.dumps({"metrics": {**metrics, **_costs(seconds)}, "seconds": seconds}))
     return 0
+
+
+def _known(error: Exception, job: Job) -> Exception:
+    """What libraries raise when memory or the disk runs out, as an error of ours; anything else as it is."""
+    said = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+        if not isinstance(error, AlignError):
+            return job.out_of_memory("out of memory", _peak_memory())
+    elif not isinstance(error, AlignError) and disk_is_full(error, job.draft):
+        return StageError(
+            f"the disk is full at {job.draft} ({type(error).__name__}); {last_good(job.draft / 'work')}. Make room "
+            "and run the same command again"
+        )
+    return error
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU, if one was used, else of this process."""
+    import resource
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _quieten(job: Job) -> None:
@@ -67,13 +98,8 @@ def _quieten(job: Job) -> None:
 
 
 def _costs(seconds: float) -> dict[str, float]:
-    """What every stage reports of itself: wall seconds, peak memory of this process in bytes."""
-    import resource
-
-    return {
-        "cost/seconds": seconds,
-        "cost/peak_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
-    }
+    """What every stage reports of itself: wall seconds, peak memory in bytes."""
+    return {"cost/seconds": seconds, "cost/peak_memory_bytes": float(_peak_memory())}
 
 
 if __name__ == "__main__":

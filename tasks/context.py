@@ -7,14 +7,18 @@ one exception, for stages that say that it changes what they compute.)
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from artifacts.errors import InterruptedStage
 
 EVENT = "\x1e"
 """Marks a line of a trainer's output as a progress event for the process that started it."""
@@ -37,6 +41,9 @@ class Execution(BaseModel):
     """Optimizer steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay on the disk while a stage trains."""
+    retries: int = Field(0, ge=0)
+    """How often a stage that ran out of memory goes on by itself from its last checkpoint, each time with half the
+    micro-batch: the same mathematics, but no longer the same bytes, which its manifest then says."""
 
 
 class StepLog:
@@ -100,6 +107,35 @@ class Progress:
             print(f"\r{done}/{total} {unit}  {shown}\033[K", end=end, file=sys.stderr, flush=True)  # noqa: T201
 
 
+class StopRequest:
+    """Whether someone has asked the stage to end: SIGTERM, which comes before SIGKILL where there is time.
+
+    A stage ends at once, but for one that is `patient`: that one looks here where it can save, and ends itself.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.patient = False
+
+    def listen(self) -> None:
+        """From now on SIGTERM is such a request."""
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def _hear(self, number: int, frame: object) -> None:
+        self.asked = True
+        if not self.patient:
+            raise InterruptedStage("ended as asked; run the same command again to go on")
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """In this block the stage ends itself, once it has saved."""
+        self.patient = True
+        try:
+            yield
+        finally:
+            self.patient = False
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage is given beside its fields."""
@@ -113,6 +149,7 @@ class Context:
     seed: int
     """Derived from the recipe's seed and the stage's `uses`."""
     execution: Execution
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def samples(self) -> StepLog:

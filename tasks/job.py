@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from artifacts.errors import OutOfMemoryError
 from artifacts.kinds import describe, revive
 from tasks.context import Context, Execution, MetricsLog, Progress
 from tasks.registry import stage_class
@@ -45,6 +46,18 @@ class Job(BaseModel):
         """The stage, bound again."""
         bound = {name: revive(described) for name, described in self.inputs.items()}
         return stage_class(self.uses).model_validate({**self.settings, **bound})
+
+    def out_of_memory(self, how: str, peak_bytes: int) -> OutOfMemoryError:
+        """What to say of a stage that needed too much; `how` tells who said so."""
+        stage = self.stage()
+        rows, smaller = stage.micro_batch(self.execution), stage.in_half_the_memory(self.execution)
+        if smaller is not None:
+            advice = f"try --exec micro_batch={smaller.micro_batch} (it was {rows}), or --exec retries=2"
+        elif stage.keyed_micro_batch(self.execution) is not None and rows != 1:
+            advice = f"a smaller micro_batch than {rows} would be another result; give it with --exec micro_batch=..."
+        else:
+            advice = "its passes can't be made smaller; shorten the rows, or take a machine with more memory"
+        return OutOfMemoryError(f"{how}: peak {peak_bytes / 2**30:.2f} GiB; {advice}")
 
     def context(self, *, events: bool) -> Context:
         """Where it runs; makes the folders."""

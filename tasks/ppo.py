@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from artifacts.kinds import Demonstrations
-from tasks.context import Context
+from tasks.context import Context, Execution
 from tasks.rl.renamed import RENAMED
 from tasks.rl.settings import Online
 
@@ -121,6 +121,9 @@ class PPO(Online):
 
     def rows_in_memory(self) -> int:
         return min(8, self.batch_size // self.num_mini_batches)
+
+    def micro_batch(self, execution: Execution) -> int:
+        return execution.micro_batch or self.rows_in_memory()
 
     def watched_limits(self) -> bool:
         """Whether training may end early, so that the best policy so far must be kept."""

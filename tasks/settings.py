@@ -75,8 +75,9 @@ class Training(Stage):
     def keyed_micro_batch(self, execution: Execution) -> int | None:
         """With dropout, the random numbers fall differently on other micro-batches."""
         lora = self.lora_settings()
-        if lora is None or lora.dropout == 0:
-            return None
+        return None if lora is None or lora.dropout == 0 else self.micro_batch(execution)
+
+    def micro_batch(self, execution: Execution) -> int:
         return min(execution.micro_batch or self.batch_size, self.batch_size)
 
     def execution_problem(self, execution: Execution) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple, Self, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from artifacts.fingerprint import FileDigests, file_digest
+from artifacts.code import code_digest
+from artifacts.fingerprint import FileDigests
 from artifacts.kinds import Artifact
 from tasks.context import Context, Execution
 
@@ -73,6 +74,18 @@ class Stage(BaseModel):
         """The micro-batch, where another one would give another result, so that it belongs to the key; else None."""
         return None
 
+    def micro_batch(self, execution: Execution) -> int | None:
+        """Rows of one forward and backward pass; None for a stage that has no choice in it."""
+        return None
+
+    def in_half_the_memory(self, execution: Execution) -> Execution | None:
+        """The same mathematics in passes of at most half as many rows; None where there is no such way to run it."""
+        rows = self.micro_batch(execution)
+        if rows is None or self.keyed_micro_batch(execution) is not None:
+            return None
+        smaller = (execution.model_copy(update={"micro_batch": size}) for size in range(rows // 2, 0, -1))
+        return next((one for one in smaller if self.execution_problem(one) is None), None)
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -129,8 +142,8 @@ class Stage(BaseModel):
 
     @classmethod
     def source_digest(cls) -> str:
-        """Of the file that defines the stage: shows that code changed without a new `version`."""
-        return file_digest(Path(str(sys.modules[cls.__module__].__file__)))
+        """Of the code that defines the stage and all of ours that it uses: shows a change without a new `version`."""
+        return code_digest(Path(str(sys.modules[cls.__module__].__file__)), Path(__file__).parent)
 
 
 def derive_seed(seed: int, uses: str) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import StageError
+from artifacts.errors import NumberError
 from tasks.rl.objective import explained_variance, k3, masked_mean, sequence_kl
 from tasks.rl.rollout import Rollout, on_tokens
 
@@ -43,17 +43,17 @@ def rollout_figures(rollout: Rollout, returns: Tensor, kl_coef: float) -> dict[s
 
 
 def require_finite(point: dict[str, float]) -> None:
-    """Raise StageError for a figure that is no number."""
+    """Raise NumberError for a figure that is no number."""
     for name, value in point.items():
         if not math.isfinite(value):
-            raise StageError(f"ppo: {name} became {value}; lower the learning rates and run again from the checkpoint")
+            raise NumberError(f"ppo: {name} became {value}; lower the learning rates")
 
 
 def require_finite_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raise StageError for a trained tensor that holds no numbers: the last step may have broken it."""
+    """Raise NumberError for a trained tensor that holds no numbers: the last step may have broken it."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise StageError(f"ppo: {name} became infinite or no number at the last step; lower learning_rate")
+            raise NumberError(f"ppo: {name} became infinite or no number at the last step; lower learning_rate")
 
 
 def shown_samples(rollout: Rollout, episodes: int) -> Iterator[dict[str, Any]]:

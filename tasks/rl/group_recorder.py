@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from tasks.context import Context
-from tasks.rl.groups import Groups
+from tasks.rl.groups import Groups, Order
+from tasks.rl.settings import distinct_prompts
 from tasks.training.recorder import StepRecorder
+from tasks.training.rows import load_rows
 
 NAMES = {
     "loss": "train/loss",
@@ -31,11 +33,13 @@ LENGTH = "completions/mean_length"
 
 
 class GroupRecorder(StepRecorder):
-    """Knows what was logged before a crash too, so that a resumed run ends with the figures of an undisturbed one."""
+    """With the names and figures of methods that sample."""
+
+    must_learn_at_once = False  # a rollout whose completions all score alike teaches nothing, and may come first
 
     def __init__(self, ctx: Context, stage: Groups) -> None:
         super().__init__(ctx)
-        self.stage = stage
+        self.stage, self.saves_at = stage, stage.num_iterations
         self._length = 0.0
 
     def renamed(self, name: str) -> str | None:
@@ -47,16 +51,11 @@ class GroupRecorder(StepRecorder):
     def tokens_seen(self, state: Any) -> int:
         return int(state.num_input_tokens_seen)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        for point in self._points():
-            self.last.update(point["metrics"])
-            if point["optimizer_step"] == 0:
-                self.before.update(point["metrics"])
-
-    def _points(self) -> list[dict[str, Any]]:
-        path = self.ctx.metrics.path
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    def rows_at(self, step: int) -> list[int]:
+        rows = distinct_prompts(load_rows(self.stage.data, "train"))
+        size, start = self.stage.batch_size, step // self.stage.num_iterations * self.stage.batch_size
+        places = itertools.islice(Order(self.stage, len(rows), self.ctx.seed), start, start + size)
+        return list(dict.fromkeys(rows[place]["row"] for place in places))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         super().on_log(args, state, control, logs=self._a_completion(logs or {}), **kwargs)
@@ -78,7 +77,7 @@ class GroupRecorder(StepRecorder):
 
     def validated(self, metrics: dict[str, float], state: Any) -> None:
         """A point of held-out figures, before the first step or after the last; once, however often that is run."""
-        known = [point for point in self._points() if point["optimizer_step"] == state.global_step]
+        known = [point for point in self.points() if point["optimizer_step"] == state.global_step]
         if metrics and not any(metrics.keys() & point["metrics"].keys() for point in known):
             self.log(metrics, state)
         self.last.update(metrics)

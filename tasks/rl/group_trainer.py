@@ -6,7 +6,6 @@ micro-batch but the last bits of sums.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from tasks.context import Context
@@ -20,7 +19,9 @@ from tasks.training.plain_model import plain_sampling, positions_from_mask
 from tasks.training.rows import load_rows
 from tasks.training.trainable import save_trained, trainable
 from tasks.training.trainer import (
+    Checked,
     require_finite,
+    save_interval,
     score_labelled_positions_only,
     shared_arguments,
     train_on,
@@ -82,12 +83,11 @@ def arguments(config: type, stage: Groups, ctx: Context, prompts: int, **more: A
     """A TRL configuration: one generation for an optimizer step, and checkpoints only between two rollouts.
 
     TRL keeps what it sampled in memory alone, so that a checkpoint amid the steps on one rollout could not be gone on
-    from; nor can one between two points of the metrics without losing what the second one averages.
+    from.
     """
-    whole = math.lcm(stage.num_iterations, ctx.execution.log_interval)
     return config(
         **shared_arguments(stage, ctx, stage.steps(prompts), stage.micro_batch(ctx.execution)),
-        save_steps=whole * math.ceil(ctx.execution.save_interval / whole), eval_strategy="no",
+        save_steps=save_interval(ctx, stage.num_iterations), eval_strategy="no",
         num_generations=stage.num_generations, num_iterations=stage.num_iterations,
         max_completion_length=stage.max_new_tokens, temperature=stage.temperature, top_p=1.0, top_k=0, min_p=None,
         repetition_penalty=1.0, beta=stage.kl_coef, epsilon=stage.cliprange, disable_dropout=True,
@@ -99,7 +99,7 @@ def grouped(trainer: type, order: Order) -> type:
     """A TRL trainer class that takes prompts as ids, in our order."""
     score_labelled_positions_only()
 
-    class Grouped(trainer):  # type: ignore[misc,valid-type]
+    class Grouped(Checked, trainer):  # type: ignore[misc,valid-type]
         def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return prompts, None, {}
 

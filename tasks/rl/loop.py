@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from artifacts.errors import InterruptedStage, NumberError
 from tasks.context import Context
 from tasks.rl.alarms import ringing
 from tasks.rl.figures import require_finite, require_finite_tensors, rollout_figures, shown_samples
@@ -19,6 +20,7 @@ from tasks.rl.sampler import Sampled, Sampler, row_draws
 from tasks.rl.settings import distinct_prompts, require_one_tokenizer, stop_ids
 from tasks.rl.state import capture, load_state, restore, save_state
 from tasks.rl.update import Update
+from tasks.training.checkpoints import last_good
 from tasks.training.models import base_tokenizer
 from tasks.training.rows import load_rows, take
 from tasks.training.sampling import merged
@@ -64,7 +66,7 @@ class Loop:
             name: torch.optim.Adam(list(role.parameters.values()), lr=0.0, eps=1e-5)
             for name, role in (("policy", self.roles.policy), ("value", self.roles.value))
         }
-        self.micro_batch = ctx.execution.micro_batch or stage.rows_in_memory()
+        self.micro_batch = stage.micro_batch(ctx.execution)
         self.update = Update(stage, self.scorer, dict(self.optimizers), self._ptx_batch, self.micro_batch)
         adaptive = stage.kl_controller == "adaptive"
         self.controller = KLController(stage.kl_coef, stage.target_kl if adaptive else None, stage.horizon)
@@ -75,20 +77,35 @@ class Loop:
     def run(self) -> dict[str, float]:
         """Train to the end, from the last checkpoint if there is one; the policy's tensors are then the result."""
         self._resume()
-        said = None
-        while self.kept["done"] < self.rollouts and said is None:
-            point = self._rollout(self.kept["done"])
-            self.kept["done"] += 1
-            said = self._why_stop(point)
-            if said is None and self._saves():  # who goes on from here must not miss that it is to stop
-                self._save()
+        with self.ctx.stop.patience():
+            said = self._train()
         if said is not None:
             self._go_back(said)
         require_finite_tensors(self.roles.policy.tensors())
         return self._headline(self.best["rollout"] if said is not None and self.best else -1)
 
+    def _train(self) -> str | None:
+        """Every rollout that is left; gives why it stopped early, if it did."""
+        said = None
+        while self.kept["done"] < self.rollouts and said is None:
+            try:
+                point = self._rollout(self.kept["done"])
+            except NumberError as error:
+                number = self.kept["done"] + 1
+                raise NumberError(f"{error} (rollout {number}; {last_good(self.ctx.work)})") from error
+            self.kept["done"] += 1
+            said = self._why_stop(point)
+            asked = self.ctx.stop.asked and self.kept["done"] < self.rollouts
+            if said is None and (self._saves() or asked):  # who goes on from here must not miss that it is to stop
+                self._save()
+            if said is None and asked:
+                raise InterruptedStage(
+                    f"ended as asked, after rollout {self.kept['done']}; run the same command again to go on"
+                )
+        return said
+
     def _resume(self) -> None:
-        state = load_state(self.ctx.work)
+        state = load_state(self.ctx.work, self.ctx.say)
         if state is None:
             self.ctx.rewind(-1)
             if self.tests:
@@ -178,7 +195,7 @@ class Loop:
         known = {name: value for name, value in point.items() if not name.startswith(("timing/", "train/tokens"))}
         self.kept["points"].append(known)
         episodes, step = (number + 1) * self.stage.batch_size, self._step(number + 1)
-        for alarm in ringing(self.kept["points"]):
+        for alarm in ringing(self.kept["points"], ends=self.stage.stop_token is not None):
             point[f"alarms/{alarm.name}"] = 1.0
             if alarm.name not in self.kept["rang"]:
                 self.kept["rang"].append(alarm.name)

@@ -163,6 +163,8 @@ class Programs:
         name, scorer = self.names[located], self._scorers[located]
         try:
             given = scorer(rows, completions)
+        except MemoryError:
+            raise
         except Exception as error:
             raise StageError(self._blamed(name, scorer, rows, completions, error)) from error
         if len(given) != len(rows):

@@ -7,12 +7,13 @@ they need no place here.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tasks.rl.objective import KLController
 from tasks.rl.roles import Roles
-from tasks.training.checkpoints import newest_checkpoint, seal_checkpoint
+from tasks.training.checkpoints import newest_checkpoint, publish, require_space, saving
 
 STATE_FILE = "state.pt"
 
@@ -61,20 +62,30 @@ def restore(
 
 
 def save_state(state: dict[str, Any], work: Path, rollout: int, keep: int) -> None:
-    """Write a checkpoint, which counts once its manifest is there."""
+    """Write a checkpoint; raises StageError if the disk has no room for it."""
     import torch
 
-    folder = work / f"checkpoint-{rollout}"
+    require_space(work, state_bytes(state))
+    folder = saving(work) / f"checkpoint-{rollout}"
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / STATE_FILE)
-    seal_checkpoint(folder, keep)
+    publish(folder, work, keep)
 
 
-def load_state(work: Path) -> dict[str, Any] | None:
+def state_bytes(state: Any) -> int:
+    """What the tensors in a nest of mappings and lists take."""
+    if isinstance(state, dict):
+        return sum(map(state_bytes, state.values()))
+    if isinstance(state, (list, tuple)):
+        return sum(map(state_bytes, state))
+    return state.nbytes if hasattr(state, "nbytes") else 0
+
+
+def load_state(work: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest complete state, checked against the digest in its manifest; None if there is none."""
     import torch
 
-    folder = newest_checkpoint(work)
+    folder = newest_checkpoint(work, say)
     if folder is None:
         return None
     state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import StageError
+from artifacts.errors import NumberError, StageError
 from tasks.rl.objective import policy_loss, ratio, value_loss
 from tasks.rl.roles import Role
 from tasks.rl.rollout import MicroBatch, Rollout, Scorer, on_tokens
@@ -91,9 +91,10 @@ class Update:
                     return figures
                 if self.stage.ptx_coef:
                     figures.ptx_loss.append(self._ptx_pass(step))
-                figures.grad_norm.append(self._step("policy", self.roles.policy))
+                figures.grad_norm.append(self._step("policy", self.roles.policy, bool(advantages[mask].any())))
                 self._value_pass(rollout, returns, mask, parts, tokens, figures)
-                figures.value_grad_norm.append(self._step("value", self.roles.value))
+                surprised = bool((returns - rollout.values)[mask].any())
+                figures.value_grad_norm.append(self._step("value", self.roles.value, surprised))
                 self.checked = True
                 step += 1
         return figures
@@ -164,8 +165,11 @@ class Update:
             total += float(loss.detach())
         return total
 
-    def _step(self, name: str, role: Role) -> float:
-        """Clip, step and forget one role's gradients; gives their norm before clipping."""
+    def _step(self, name: str, role: Role, learns: bool) -> float:
+        """Clip, step and forget one role's gradients; gives their norm before clipping.
+
+        `learns` says whether this rollout has anything to teach: if all scores are alike, it may not.
+        """
         import torch
 
         parameters = role.parameters
@@ -175,7 +179,9 @@ class Update:
                 raise StageError(f"ppo: {len(without)} tensors of the {name} got no gradient, {without[0]} among them")
         norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), self.stage.max_grad_norm))
         if not math.isfinite(norm):
-            raise StageError(f"ppo: the {name}'s gradient became {norm}; lower {_rate_field(name)}")
+            raise NumberError(f"ppo: the {name}'s gradient became {norm}; lower {_rate_field(name)}")
+        if norm == 0 and learns and not self.checked:
+            raise NumberError(f"ppo: the {name}'s gradient was exactly 0 at the first step: nothing can be learned")
         self.optimizers[name].step()
         self.optimizers[name].zero_grad(set_to_none=True)
         return norm
@@ -188,4 +194,4 @@ def _rate_field(name: str) -> str:
 def _require_finite(what: str, value: float, rollout: Rollout, parts: list[MicroBatch]) -> None:
     if not math.isfinite(value):
         rows = ", ".join(str(rollout.rows[i]["row"]) for part in parts for i in part)
-        raise StageError(f"ppo: the {what} became {value} on the rows {rows}; lower the learning rates and run again")
+        raise NumberError(f"ppo: the {what} became {value} on the rows {rows}; lower the learning rates and run again")

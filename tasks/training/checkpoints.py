@@ -1,40 +1,112 @@
-"""A trainer's checkpoints: complete, or not there at all."""
+"""A trainer's checkpoints: complete and intact, or not there at all.
+
+    work/saving/            where one is being written, and all that a crash amid a save leaves behind
+    work/checkpoint-<n>/    a complete one: its `manifest.json` has the digest of each of its files
+
+A checkpoint is written aside, synced to the disk, given its manifest, and only then renamed to what counts.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from artifacts.errors import StageError
 from artifacts.fingerprint import file_digest
+from artifacts.syncing import sync_file, sync_folder, write_synced
+
+MARGIN = 1 << 20
+"""Free bytes beyond the checkpoint's own: for the log and the metrics."""
 
 
-def newest_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that is complete: its manifest, written last, matches its files."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    return next((path for path in found if _intact(path)), None)
+def saving(work: Path) -> Path:
+    """The folder in which a trainer writes `checkpoint-<n>` before it counts."""
+    return work / "saving"
 
 
-def _intact(checkpoint: Path) -> bool:
+def newest_checkpoint(work: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is complete and intact; every newer one is passed over with a warning.
+
+    Clears away what an interrupted save left.
+    """
+    shutil.rmtree(saving(work), ignore_errors=True)
+    for path in reversed(_numbered(work)):
+        if (problem := damage(path)) is None:
+            return path
+        say(f"warning: {path.name} is passed over: {problem}")
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
     try:
         files = json.loads((checkpoint / "manifest.json").read_text())
-        return all(file_digest(checkpoint / name) == sha for name, sha in files.items())
     except (OSError, ValueError):
-        return False
+        return "its manifest is missing or unreadable"
+    for name, sha in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_digest(path) != sha:
+            return f"the content of {name} has changed"
+    return None
 
 
-def seal_checkpoint(checkpoint: Path, keep: int) -> None:
-    """Write the manifest that makes a checkpoint count, then let go of those beyond the newest `keep`."""
-    files = {
-        path.relative_to(checkpoint).as_posix(): file_digest(path)
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
-    aside = checkpoint / "manifest.part"
-    aside.write_text(json.dumps(files))
-    aside.rename(checkpoint / "manifest.json")
-    found = sorted(checkpoint.parent.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    sealed = [path for path in found if (path / "manifest.json").exists()]
-    for path in found:
-        if path not in sealed[-keep:]:  # too old, or torn by a crash
-            shutil.rmtree(path)
+def publish(aside: Path, work: Path, keep: int) -> Path:
+    """Make the checkpoint in `aside` count, then let go of those beyond the newest `keep`.
+
+    Any of the same or a higher number make way: they were damaged, or training would have gone on from them.
+    """
+    files = {}
+    for path in sorted(aside.rglob("*")):
+        if path.is_file():
+            sync_file(path)
+            files[path.relative_to(aside).as_posix()] = file_digest(path)
+    write_synced(aside / "manifest.json", json.dumps(files))
+    for folder in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
+        sync_folder(folder)
+    final = work / aside.name
+    for passed_over in _numbered(work):
+        if _number(passed_over) >= _number(final):
+            shutil.rmtree(passed_over)
+    aside.rename(final)
+    shutil.rmtree(aside.parent)
+    sync_folder(work)
+    for old in _numbered(work)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def require_space(work: Path, needed: int) -> None:
+    """Raise StageError unless a checkpoint of `needed` bytes fits on the disk; the ones that are there stay."""
+    free = shutil.disk_usage(work).free
+    if free < needed + MARGIN:
+        raise StageError(
+            f"the disk is full: a checkpoint wants {needed / 2**20:,.0f} MiB at {work}, which has "
+            f"{free / 2**20:,.0f} MiB free; {last_good(work)}. Make room and run the same command again"
+        )
+
+
+def disk_is_full(error: BaseException, work: Path) -> bool:
+    """Whether a failure is that of a disk without room: writers of tensors say so in words of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return shutil.disk_usage(work).free < MARGIN
+
+
+def last_good(work: Path) -> str:
+    """A phrase that names the newest intact checkpoint."""
+    intact = next((path for path in reversed(_numbered(work)) if damage(path) is None), None)
+    return f"the last good checkpoint is {intact.name}" if intact else "there is no checkpoint yet"
+
+
+def _numbered(work: Path) -> list[Path]:
+    """Every checkpoint, the newest last."""
+    return sorted(work.glob("checkpoint-*"), key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from artifacts.errors import InterruptedStage, NumberError
 from tasks.context import Context
 from tasks.settings import Training
-from tasks.training.checkpoints import seal_checkpoint
-from tasks.training.rows import epoch_order
+from tasks.training.checkpoints import publish, require_space
+from tasks.training.rows import epoch_order, load_rows
 
 NAMES = {
     "loss": "train/loss",
@@ -22,6 +25,8 @@ NAMES = {
     "accuracy": "rewards/accuracies",
     "margin": "rewards/margins",
 }
+COPIES_IN_CHECKPOINT = 4
+"""What trains is saved with its two moments; and a frozen copy that TRL keeps beside it."""
 KEPT = ("rewards/", "logps/")
 """TRL's names that are ours too."""
 
@@ -45,8 +50,19 @@ def cumulative_tokens(lengths: list[int], batch_size: int, seed: int, steps: int
     return seen[: steps + 1]
 
 
+def saveable(ctx: Context, multiple: int) -> int:
+    """A checkpoint may stand at every so many steps: at a `multiple`, and where a point of the metrics is written,
+    since what the next point averages is kept in memory alone."""
+    return math.lcm(multiple, ctx.execution.log_interval)
+
+
 class StepRecorder(TrainerCallback):
-    """Writes points to `metrics.jsonl`, reports progress, and seals checkpoints."""
+    """Writes points to `metrics.jsonl`, reports progress, publishes checkpoints, and looks at the gradient."""
+
+    saves_at = 1
+    """Steps that belong together: no checkpoint may stand between them."""
+    must_learn_at_once = True
+    """Whether a loss or a gradient that is exactly 0 at the first step can only be a mistake."""
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
@@ -66,8 +82,25 @@ class StepRecorder(TrainerCallback):
         """Tokens seen so far: exact after a resume too."""
         raise NotImplementedError
 
+    def rows_at(self, step: int) -> list[int]:
+        """The numbers of the data rows that optimizer step `step`, counted from 0, learns from."""
+        raise NotImplementedError
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = (self.tokens_seen(state), time.monotonic())
+        self.take_up()
+
+    def take_up(self) -> None:
+        """What was logged before a crash, so that a resumed run ends with the figures of an undisturbed one."""
+        for point in self.points():
+            self.last.update(point["metrics"])
+            if point["optimizer_step"] == 0:
+                self.before.update(point["metrics"])
+
+    def points(self) -> list[dict[str, Any]]:
+        """What has been logged so far."""
+        path = self.ctx.metrics.path
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         named = {self.renamed(name): float(value) for name, value in (logs or {}).items() if value is not None}
@@ -76,6 +109,8 @@ class StepRecorder(TrainerCallback):
             return
         if "train/loss" in metrics:
             metrics["train/tokens_per_second"] = self._speed(self.tokens_seen(state))
+        if self.must_learn_at_once and metrics.get("train/loss") == 0.0 and "train/loss" not in self.last:
+            raise NumberError("the loss was exactly 0 from the start, so that nothing could be learned,")
         self.log(metrics, state)
         if state.global_step == 0:
             self.before.update(metrics)
@@ -96,14 +131,28 @@ class StepRecorder(TrainerCallback):
         """The figures beside the progress, NaN for those not known yet."""
         return {"loss": self.last.get("train/loss", float("nan"))}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            raise NumberError("the gradient became infinite or no number")
+        if state.global_step == 0 and self.must_learn_at_once and not any(gradient.any() for gradient in gradients):
+            raise NumberError("the gradient was exactly 0, so that nothing could be learned,")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         shown = {**self.shown(), "tokens/s": self.last.get("train/tokens_per_second", float("nan"))}
         figures = {name: value for name, value in shown.items() if value == value}
         self.ctx.progress(state.global_step, state.max_steps, "steps", **figures)
+        if self.ctx.stop.asked and state.global_step % saveable(self.ctx, self.saves_at) == 0:
+            control.should_save = True
+        if control.should_save:
+            trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+            require_space(self.ctx.work, COPIES_IN_CHECKPOINT * trained)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        seal_checkpoint(checkpoint, self.ctx.execution.keep_checkpoints)
+        aside = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        publish(aside, self.ctx.work, self.ctx.execution.keep_checkpoints)
+        if self.ctx.stop.asked and state.global_step < state.max_steps:
+            raise InterruptedStage(f"ended as asked, after {aside.name}; run the same command again to go on")
 
 
 class Recorder(StepRecorder):
@@ -111,7 +160,7 @@ class Recorder(StepRecorder):
 
     def __init__(self, ctx: Context, stage: Training, lengths: list[int]) -> None:
         super().__init__(ctx)
-        self.stage = stage
+        self.stage, self.lengths = stage, lengths
         self.tokens = cumulative_tokens(lengths, stage.batch_size, ctx.seed, stage.steps(len(lengths)))
 
     def samples(self, state: Any) -> int:
@@ -119,6 +168,13 @@ class Recorder(StepRecorder):
 
     def tokens_seen(self, state: Any) -> int:
         return self.tokens[state.global_step]
+
+    def rows_at(self, step: int) -> list[int]:
+        size = self.stage.batch_size
+        epoch, batch = divmod(step, -(-len(self.lengths) // size))
+        order = epoch_order(self.lengths, size, self.ctx.seed, epoch)[batch * size :][:size]
+        rows = load_rows(self.stage.dataset(), "train")
+        return [rows[i]["row"] for i in order]
 
     def headline(self) -> dict[str, float]:
         """The last value of every metric, the validation loss before the first step, and the tokens trained on."""

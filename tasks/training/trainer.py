@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
-from artifacts.errors import StageError
+from artifacts.errors import NumberError, StageError
 from tasks.context import Context
 from tasks.settings import Training
-from tasks.training.checkpoints import newest_checkpoint
-from tasks.training.recorder import Recorder, StepRecorder
+from tasks.training.checkpoints import last_good, newest_checkpoint, saving
+from tasks.training.recorder import Recorder, StepRecorder, saveable
 from tasks.training.rows import EpochSampler
 
 
@@ -23,13 +24,19 @@ def arguments(config: type, stage: Training, ctx: Context, rows: int, tests: int
 
     `rows` and `tests` are the sizes of the two splits; `more` are the settings that only this trainer has.
     """
-    micro = min(ctx.execution.micro_batch or stage.batch_size, stage.batch_size)
+    micro = stage.micro_batch(ctx.execution)
     steps = stage.steps(rows)
     return config(
-        **shared_arguments(stage, ctx, steps, micro), save_steps=ctx.execution.save_interval,
+        **shared_arguments(stage, ctx, steps, micro), save_steps=save_interval(ctx),
         weight_decay=stage.weight_decay, per_device_eval_batch_size=max(micro, 8),
         eval_strategy="steps" if tests else "no", eval_steps=stage.eval_interval or steps, max_length=None, **more,
     )  # fmt: skip
+
+
+def save_interval(ctx: Context, multiple: int = 1) -> int:
+    """Steps between two checkpoints: as many as were asked for, or so many more that they stand where they may."""
+    whole = saveable(ctx, multiple)
+    return whole * math.ceil(ctx.execution.save_interval / whole)
 
 
 class Schedule(Protocol):
@@ -54,7 +61,7 @@ def shared_arguments(stage: Schedule, ctx: Context, steps: int, micro: int) -> d
     """
     cuda = ctx.device() == "cuda"
     return {
-        "output_dir": str(ctx.work), "seed": ctx.seed, "data_seed": ctx.seed, "max_steps": steps,
+        "output_dir": str(saving(ctx.work)), "seed": ctx.seed, "data_seed": ctx.seed, "max_steps": steps,
         "per_device_train_batch_size": micro, "gradient_accumulation_steps": stage.batch_size // micro,
         "learning_rate": stage.learning_rate, "max_grad_norm": stage.max_grad_norm,
         "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": stage.min_learning_rate},
@@ -65,11 +72,21 @@ def shared_arguments(stage: Schedule, ctx: Context, steps: int, micro: int) -> d
     }  # fmt: skip
 
 
+class Checked:
+    """Mixed into a TRL trainer: a loss that is no number ends training before anything is stepped on."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not loss.isfinite().all():
+            raise NumberError(f"the loss became {float(loss)}")
+        return loss
+
+
 def ids_only(trainer: type, lengths: list[int], seed: int) -> type:
     """A TRL trainer class that takes rows of ids as they are, in our order."""
     score_labelled_positions_only()
 
-    class IdsOnly(trainer):  # type: ignore[misc,valid-type]
+    class IdsOnly(Checked, trainer):  # type: ignore[misc,valid-type]
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
@@ -106,12 +123,15 @@ def fit(
 
 
 def train_on(trainer: Any, recorder: StepRecorder, ctx: Context, before: Callable[[], Any] | None = None) -> None:
-    """Train to the end, from the newest complete checkpoint if there is one, else after `before`."""
+    """Train to the end, from the newest intact checkpoint if there is one, else after `before`.
+
+    Raises NumberError, with the step and its rows, once a loss or a gradient is no number or nothing is learned.
+    """
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
-    checkpoint = newest_checkpoint(ctx.work)
+    checkpoint = newest_checkpoint(ctx.work, ctx.say)
     if checkpoint is None:
         ctx.rewind(-1)
         if before is not None:
@@ -120,7 +140,29 @@ def train_on(trainer: Any, recorder: StepRecorder, ctx: Context, before: Callabl
         step = int(checkpoint.name.rsplit("-", 1)[1])
         ctx.rewind(step)
         ctx.say(f"going on from {checkpoint.name}, after {step} of {trainer.args.max_steps} steps")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if step >= trainer.args.max_steps:
+            _take_up_the_end(trainer, recorder, checkpoint)
+            return
+    try:
+        with ctx.stop.patience():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except NumberError as error:
+        step = int(trainer.state.global_step)
+        rows = ", ".join(map(str, recorder.rows_at(step)))
+        raise NumberError(
+            f"{error} at step {step + 1}, on the rows {rows}; {last_good(ctx.work)}. Look at these rows; if nothing "
+            "is wrong with them, lower learning_rate"
+        ) from error
+
+
+def _take_up_the_end(trainer: Any, recorder: StepRecorder, checkpoint: Path) -> None:
+    """The state after the last step. (Resumed there amid an epoch, transformers' loop would take one step more.)"""
+    from transformers import TrainerState
+    from transformers.trainer import TRAINER_STATE_NAME
+
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    recorder.take_up()
 
 
 def require_finite(metrics: dict[str, float], stage: str) -> None:

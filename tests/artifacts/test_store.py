@@ -156,7 +156,7 @@ if where == "rename":
     Path.rename = die
 else:
     import artifacts.store
-    artifacts.store._write_synced = die
+    artifacts.store.write_synced = die
 Store(home).commit(
     uses="sft", key=key, kind="adapter", payload={}, fields={}, metrics={}, seconds=1.0, source_digest=""
 )

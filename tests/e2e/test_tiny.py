@@ -113,14 +113,54 @@ def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp
     assert answer.stage("sft")["status"] == "cached"
 
 
-def test_ctrl_c_ends_with_130_and_leaves_no_process(first, shop):
-    process = shop.start("run", "pipelines/tiny.yaml", "dpo.epochs=5", "--exec", "save_interval=2", "--until", "dpo")
-    trainer = until_there_is_a_checkpoint(shop, process)
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_asked_to_end_it_saves_leaves_no_process_and_ends_with_130(first, shop, number):
+    """No checkpoint is due: the one that is there was made for this."""
+    words = ("run", "pipelines/tiny.yaml", f"dpo.epochs={20 + number}", "--until", "dpo")
+    process = shop.start(*words, "--exec", "save_interval=1000")
+    deadline = time.monotonic() + 180
+    while not (points := list((shop.home / "drafts").glob("dpo-*/metrics.jsonl"))) or not points[0].read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    draft = points[0].parent
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in err
-    assert not processes_with(trainer)
-    shop.align("run", "pipelines/tiny.yaml", "dpo.epochs=5", "--until", "dpo")
+    assert not processes_with(str(draft / "job.json"))
+    assert len(list(draft.glob("work/checkpoint-*/manifest.json"))) == 1
+    record = json.loads(max((shop.home / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime).read_text())
+    assert {stage["name"]: stage["status"] for stage in record["stages"]} == {
+        "base": "cached", "instructions": "cached", "pairs": "cached", "sft": "cached", "dpo": "planned"
+    }  # fmt: skip
+    assert shop.align(*words, "--json").stage("dpo")["status"] == "resumed"
+
+
+GREEDY = """
+from pathlib import Path
+
+def score(prompts, completions):
+    rollouts = Path(__file__).with_suffix(".txt")
+    with rollouts.open("a") as file:
+        file.write("called\\n")
+    if rollouts.read_text().count("called") == 3:
+        raise MemoryError("this stands for a pass that is too large")
+    return [len(text) for text in completions]
+"""
+
+
+def test_out_of_memory_it_goes_on_with_half_the_micro_batch_and_the_manifest_says_so(first, shop, project):
+    (project / "pipelines" / "greedy.py").write_text(GREEDY)
+    recipe = str(project / "pipelines" / "tiny.yaml")
+    words = ("run", recipe, "ppo.reward=greedy:score", "ppo.eval_rows=0", "--until", "ppo", "--exec", "save_interval=1")
+    answer = shop.align(*words, "--json")
+    assert answer.status == 1
+    assert "out of memory: peak" in answer.err and "try --exec micro_batch=4 (it was 8)" in answer.err
+    (project / "pipelines" / "greedy.txt").unlink()
+    answer = shop.align(*words, "--json", "--exec", "retries=1")
+    assert answer.status == 0, answer.err
+    assert "goes on with micro_batch 4" in answer.err and "going on after" in answer.err
+    manifest = json.loads((Path(answer.stage("ppo")["path"]).parent / "manifest.json").read_text())
+    assert "within rounding, not byte for byte" in manifest["remarks"][0]
 
 
 def cmdline(process: Path) -> str:

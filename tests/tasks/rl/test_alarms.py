@@ -68,6 +68,12 @@ def test_a_healthy_run_rings_nothing(count):
     assert ringing(history((count, {}))) == []
 
 
+def test_completions_that_nothing_ends_are_cut_off_without_an_alarm():
+    points = history((3, {"completions/clipped_ratio": 1.0}))
+    assert [alarm.name for alarm in ringing(points)] == ["truncated"]
+    assert ringing(points, ends=False) == []
+
+
 def test_every_alarm_names_its_sign_and_cause():
     assert len({alarm.name for alarm in ALARMS}) == len(ALARMS) == 10
     assert all(alarm.sign and alarm.cause for alarm in ALARMS)
@@ -116,9 +122,7 @@ def test_a_sampler_with_a_hidden_warper_is_noticed(world, tmp_path, monkeypatch,
 def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     taken: list[str] = []
     real = update.Update._step
-    monkeypatch.setattr(
-        update.Update, "_step", lambda self, name, role: (taken.append(name), real(self, name, role))[1]
-    )
+    monkeypatch.setattr(update.Update, "_step", lambda self, *given: (taken.append(given[0]), real(self, *given))[1])
     return taken
 
 

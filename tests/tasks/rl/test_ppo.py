@@ -215,9 +215,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Gradients]]:
     found: dict[str, list[Gradients]] = {"policy": [], "value": []}
     real = update.Update._step
 
-    def step(self: Any, name: str, role: Any) -> float:
+    def step(self: Any, name: str, role: Any, learns: bool) -> float:
         found[name].append({place: parameter.grad.clone() for place, parameter in role.parameters.items()})
-        return real(self, name, role)
+        return real(self, name, role, learns)
 
     monkeypatch.setattr(update.Update, "_step", step)
     return found
@@ -323,19 +323,24 @@ def test_the_sft_term_adds_its_own_gradient(world, tmp_path, steps):
         assert torch.allclose(with_it[name] - without[name], 3 * gradient, atol=1e-5)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("count", [0, 1, 4, 9])
-def test_log_probabilities_in_chunks_are_those_of_the_whole_softmax(temperature, count, monkeypatch):
+def test_log_probabilities_in_chunks_are_those_of_the_whole_softmax(temperature, count, frozen, monkeypatch):
+    """Their gradients too, by the states and, where it trains, by the head; and grad mode changes no bit of a value."""
     monkeypatch.setattr(logps_module, "CHUNK", 4)
     draw = torch.Generator().manual_seed(0)
-    head = torch.nn.Linear(8, 30, bias=False)
+    head = torch.nn.Linear(8, 30, bias=False).requires_grad_(not frozen)
     states = torch.randn(count, 8, generator=draw).requires_grad_()
     labels, weights = torch.randint(30, (count,), generator=draw), torch.randn(count, generator=draw)
     found = label_logps(head, states, labels, temperature)
     wanted = (head(states) / temperature).log_softmax(-1)[torch.arange(count), labels]
     assert torch.allclose(found, wanted, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(label_logps(head, states, labels, temperature), found)
     if count:
-        ours, theirs = (torch.autograd.grad((x * weights).sum(), (states, head.weight)) for x in (found, wanted))
+        by = (states,) if frozen else (states, head.weight)
+        ours, theirs = (torch.autograd.grad((x * weights).sum(), by) for x in (found, wanted))
         assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(ours, theirs, strict=True))
 
 

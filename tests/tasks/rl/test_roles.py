@@ -196,11 +196,11 @@ def test_a_failure_while_sampling_leaves_every_bit_where_it_was(world, tmp_path,
 def test_every_trained_tensor_gets_a_gradient_and_no_other(world, tmp_path, monkeypatch):
     loop, seen = loop_of(tmp_path, **world.fields(total_episodes=4, num_ppo_epochs=1)), {}
 
-    def step(self: Any, name: str, role: Role) -> float:
+    def step(self: Any, name: str, role: Role, learns: bool) -> float:
         seen[name] = {name for name, parameter in role.parameters.items() if parameter.grad is not None}
         others = [p for p in role.model.parameters() if p.grad is not None and p.data_ptr() not in trained_places(loop)]
         assert not others
-        return real(self, name, role)
+        return real(self, name, role, learns)
 
     real = update.Update._step
     monkeypatch.setattr(update.Update, "_step", step)

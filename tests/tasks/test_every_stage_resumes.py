@@ -1,0 +1,175 @@
+"""Every stage that there is, killed at any moment and started again, ends with the bytes of an undisturbed run.
+
+A stage that is added later must be given its case here. Processes are forked from this one, so that they need not
+import everything anew; they are killed for real.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts.fingerprint import file_digest
+from tasks.context import Execution
+from tasks.job import Job
+from tasks.registry import STAGES
+from tasks.training import checkpoints
+
+SCORER = f"{Path(__file__).parent / 'rl' / 'scorers.py'}:letters"
+TRAINING = {"learning_rate": 3e-3, "epochs": 2.5, "eval_rows": 4}
+DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
+SAMPLING = {"max_new_tokens": 6, "learning_rate": 1e-2, "eval_rows": 3, "programs": {SCORER: 1.0}}
+GROUPS = {**SAMPLING, "num_generations": 4, "batch_size": 8, "total_episodes": 40}
+EXECUTION = Execution(threads=1, device="cpu", micro_batch=4, save_interval=1, keep_checkpoints=1)
+"""32 rows in batches of 8: checkpoints amid an epoch and at its end."""
+
+CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "base": lambda get: {"source": "builtin:tiny-llama"},
+    "data": lambda get: {"base": get("base"), "form": "preferences", "source": "preferences.jsonl", "limit": 64},
+    "sft": lambda get: {"base": get("base"), "data": get("demonstrations"), "lora": DROPOUT, **TRAINING},
+    "reward": lambda get: {"base": get("base"), "data": get("pairs"), "lora": DROPOUT, **TRAINING},
+    "dpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
+    "ppo": lambda get: {
+        "policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "batch_size": 8, "total_episodes": 40,
+        "kl_controller": "adaptive", "num_mini_batches": 2, **SAMPLING,
+    },
+    "rloo": lambda get: {"policy": get("sft"), "data": get("pairs"), **GROUPS},
+    "grpo": lambda get: {"policy": get("sft"), "data": get("pairs"), **GROUPS},
+    "merge": lambda get: {"adapter": get("dpo"), "data": get("pairs")},
+    "evaluate": lambda get: {"policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "max_prompts": 16},
+}  # fmt: skip
+WITH_CHECKPOINTS = {"sft", "reward", "dpo", "ppo", "rloo", "grpo"}
+UNTIMED = ("timing/", "train/tokens_per_second", "cost/seconds", "cost/peak")
+
+
+def test_every_registered_stage_has_its_case():
+    assert set(CASES) == set(STAGES)
+
+
+def work(job: Job, log: Path, dies_before_manifest: int, dies_after: str) -> None:
+    """What `python -m tasks job.json` does, in a process of its own; may die amid its nth save, or after one."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    real, saves = checkpoints.write_synced, []
+
+    def write_synced(path: Path, text: str) -> None:
+        saves.append(path)
+        if len(saves) == dies_before_manifest:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(path, text)
+
+    checkpoints.write_synced = write_synced
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        made = rename(path, target)
+        if made.name == dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+    Path.rename = renamed  # type: ignore[method-assign]
+    from tasks.__main__ import main
+
+    os._exit(main([str(job.draft / "job.json")]))
+
+
+def attempt(job: Job, *, killed_after: float | None = None, dies_before_manifest: int = 0, dies_after: str = "") -> int:
+    """Its exit status: minus the signal's number if it was killed."""
+    arguments = (job, job.draft / "log.txt", dies_before_manifest, dies_after)
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join(killed_after)
+    if process.is_alive():
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def left_by(job: Job) -> dict[str, Any]:
+    """Everything that must not depend on how often it was killed."""
+    lines = {}
+    for name in ("metrics", "samples"):
+        path = job.draft / f"{name}.jsonl"
+        lines[name] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    points = [
+        {**line, "time": 0, "metrics": {k: v for k, v in line["metrics"].items() if not k.startswith(UNTIMED)}}
+        for line in lines["metrics"]
+    ]
+    result = json.loads((job.draft / "result.json").read_text())["metrics"]
+    return {
+        "bytes": {path.name: file_digest(path) for path in sorted((job.draft / "out").rglob("*")) if path.is_file()},
+        "points": points,
+        "samples": [{**line, "time": 0} for line in lines["samples"]],
+        "figures": {name: value for name, value in result.items() if not name.startswith(UNTIMED)},
+    }
+
+
+@pytest.fixture
+def job_of(kitchen: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str, str], Job]:
+    def make(uses: str, name: str) -> Job:
+        fields = CASES[uses](lambda label: request.getfixturevalue(label).handle)
+        (draft := tmp_path / name).mkdir()
+        stage = kitchen.stage(uses, **fields)
+        job = Job.of(stage, uses=uses, key="k" * 8, seed=0, execution=EXECUTION, draft=draft)
+        (draft / "job.json").write_text(job.model_dump_json())
+        return job
+
+    return make
+
+
+@pytest.mark.parametrize("uses", STAGES)
+def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(uses, job_of):
+    undisturbed, disturbed = job_of(uses, "undisturbed"), job_of(uses, "disturbed")
+    started = time.monotonic()
+    assert attempt(undisturbed) == 0, (undisturbed.draft / "log.txt").read_text()
+    seconds = time.monotonic() - started
+
+    draw, statuses = random.Random(uses), []
+    if uses in WITH_CHECKPOINTS:
+        statuses += [attempt(disturbed, dies_before_manifest=number) for number in (1, 3)]
+        assert statuses == [-signal.SIGKILL] * 2, (disturbed.draft / "log.txt").read_text()
+    statuses += [attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * seconds) for _ in range(2)]
+    assert -signal.SIGKILL in statuses
+    assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
+
+    assert left_by(disturbed) == left_by(undisturbed)
+    said = (disturbed.draft / "log.txt").read_text()
+    assert ("going on " in said) == (uses in WITH_CHECKPOINTS)
+
+
+@pytest.mark.parametrize("uses", sorted(WITH_CHECKPOINTS))
+def test_killed_after_its_last_checkpoint_it_takes_no_step_more(uses, job_of):
+    """That one stands amid an epoch; all that is left to do is to write the output."""
+    undisturbed, disturbed = job_of(uses, "undisturbed"), job_of(uses, "disturbed")
+    assert attempt(undisturbed) == 0
+    last = max(int(path.name.rsplit("-", 1)[1]) for path in (undisturbed.draft / "work").glob("checkpoint-*"))
+    assert attempt(disturbed, dies_after=f"checkpoint-{last}") == -signal.SIGKILL
+    assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
+    assert left_by(disturbed) == left_by(undisturbed)
+
+
+@pytest.mark.parametrize("uses", ["sft", "dpo", "grpo"])
+def test_points_further_apart_than_checkpoints_are_the_same_too(uses, job_of):
+    """What a point averages is in no checkpoint: one is only made where a point was written."""
+    jobs = [job_of(uses, name) for name in ("undisturbed", "disturbed")]
+    for job in jobs:
+        job.execution = EXECUTION.model_copy(update={"log_interval": 2, "micro_batch": 8})
+        (job.draft / "job.json").write_text(job.model_dump_json())
+    assert attempt(jobs[0]) == 0
+    assert attempt(jobs[1], dies_before_manifest=2) == -signal.SIGKILL
+    assert attempt(jobs[1]) == 0
+    assert left_by(jobs[1]) == left_by(jobs[0])
+    assert "going on from checkpoint-2" in (jobs[1].draft / "log.txt").read_text()

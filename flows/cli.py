@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(verb=_compare)
     for sub in (runs, show, compare):
         sub.add_argument("--json", action="store_true", help="one object on standard output")
+    gc = verbs.add_parser("gc", help="show what no kept run refers to; with --yes, remove it")
+    gc.add_argument("--keep-runs", type=_whole, metavar="N", help="keep only the newest N runs; by default all")
+    gc.add_argument("--draft-days", type=float, default=14, metavar="D",
+                    help="unfinished work stays this long after it was last touched (14)")  # fmt: skip
+    gc.add_argument("--yes", action="store_true", help="remove what is shown")
+    gc.add_argument("--json", action="store_true", help="one object on standard output")
+    gc.set_defaults(verb=_gc)
     chat = verbs.add_parser("chat", help="talk to a model: a stage's output, or a folder")
     chat.add_argument("what", metavar="STAGE|FOLDER", help="RUN:stage, the beginning of a key, or a model folder")
     chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time")
@@ -129,6 +136,19 @@ def _compare(args: argparse.Namespace) -> int:
     from flows.comparing import compare
 
     return compare(args.what, as_json=args.json, chart_file=args.chart, completions=args.completions)
+
+
+def _whole(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted a whole number, got {text!r}")
+    return int(text)
+
+
+def _gc(args: argparse.Namespace) -> int:
+    from flows.collecting import collect
+
+    return collect(keep_runs=args.keep_runs, draft_days=args.draft_days, yes=args.yes, as_json=args.json)
 
 
 def _chat(args: argparse.Namespace) -> int:

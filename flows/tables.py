@@ -102,6 +102,16 @@ def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
     return _table(["stage", "", *numbers, "why"], rows, numbers)
 
 
+def garbage_table(lines: Sequence[Mapping[str, Any]], removes: bool) -> str:
+    """What `align gc` can remove, and how much that is."""
+    if not lines:
+        return "nothing to remove: kept runs refer to all there is"
+    rows = [[line["path"], f"{line['bytes'] / 2**20:,.1f} MiB", line["why"]] for line in lines]
+    total = sum(line["bytes"] for line in lines) / 2**20
+    said = f"{len(lines)} folders, {total:,.1f} MiB" + ("" if removes else "; nothing removed yet: add --yes")
+    return f"{_table(['folder', 'frees', 'why'], rows, ['frees'])}\n{said}"
+
+
 def _count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 

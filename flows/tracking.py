@@ -27,8 +27,14 @@ from flows.watch import Watcher
 from pipelines.curves import curves
 from pipelines.plan import Plan, Planned
 
-KEY_TAG, PARENT_TAG, NOTE_TAG = "align.key", "mlflow.parentRunId", "mlflow.note.content"
+KEY_TAG, USES_TAG, PARENT_TAG, NOTE_TAG = "align.key", "align.uses", "mlflow.parentRunId", "mlflow.note.content"
 TABLE_ROWS = 400
+
+
+def client_for(home: Path) -> tuple[MlflowClient, str]:
+    """A client of the server that the environment names, or else of the database under `home`; and its address."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri), uri
 
 
 class Tracker:
@@ -41,8 +47,7 @@ class Tracker:
     @classmethod
     def connect(cls, home: Path, name: str, watcher: Watcher) -> Tracker:
         """Reach the server and find or make the experiment; raises UserError within seconds if that can't be done."""
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-        client = MlflowClient(tracking_uri=uri)
+        client, uri = client_for(home)
         try:
             experiment = client.get_experiment_by_name(name)
             if experiment is not None:
@@ -111,7 +116,7 @@ class Tracker:
                 return run
             tags = {
                 KEY_TAG: planned.key, PARENT_TAG: self.parent or "", "align.kind": "stage",
-                "align.uses": planned.uses,
+                USES_TAG: planned.uses,
             }  # fmt: skip
             run = self.client.create_run(self.experiment, run_name=planned.label, tags=tags).info.run_id
             self._params(run, {**flat(planned.stage.settings()), "uses": planned.uses})

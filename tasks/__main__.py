@@ -16,7 +16,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
+from artifacts.errors import AlignError, InterruptedStage, OutOfMemoryError, StageError, UserError
 from tasks.job import Job
 from tasks.training.checkpoints import disk_is_full, last_good
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         status = known.exit_status if isinstance(known, AlignError) else 1
         name = type(known).__name__
         message = str(known) if isinstance(known, AlignError) else f"{name}: {known}"
-        if not isinstance(known, (UserError, InterruptedStage)):
+        if not isinstance(known, (UserError, InterruptedStage, OutOfMemoryError)):
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)  # noqa: T201
         with suppress(OSError):  # on a full disk the line above has to do

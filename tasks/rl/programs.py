@@ -109,14 +109,15 @@ def load_program(located: str) -> Scorer:
 def _imported(path: Path) -> Any:
     """The module in a file: by its dotted name if it lies in a package, so that its own imports work.
 
-    A file by itself gets a name of ours, so that one called like a library's module takes nobody's place.
+    A file by itself gets a name of ours, so that one called like a library's module takes nobody's place; so does
+    one in a package whose name someone else has, as in a copy of our own `pipelines/`.
     """
     parts, folder = [path.stem], path.parent
     while (folder / "__init__.py").exists():
         parts.insert(0, folder.name)
         folder = folder.parent
     sys.path.append(str(folder))
-    if len(parts) > 1:
+    if len(parts) > 1 and _is_package_at(parts[0], folder / parts[0]):
         return importlib.import_module(".".join(parts))
     name = f"align_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -124,6 +125,13 @@ def _imported(path: Path) -> Any:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _is_package_at(name: str, folder: Path) -> bool:
+    """Whether a top-level package of this name is the one in `folder`."""
+    spec = importlib.util.find_spec(name)
+    places = spec.submodule_search_locations or [] if spec is not None else []
+    return any(Path(place).resolve() == folder.resolve() for place in places)
 
 
 class Programs:

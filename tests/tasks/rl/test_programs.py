@@ -20,7 +20,7 @@ from pipelines.recipe import load_recipe
 from tasks.context import Execution
 from tasks.ppo import PPO
 from tasks.rl.loop import Loop
-from tasks.rl.programs import Programs, locate_program, program_names
+from tasks.rl.programs import Programs, load_program, locate_program, program_names
 from tests.conftest import chain
 from tests.tasks.rl.runs import World, one_thread, run, same  # noqa: F401
 
@@ -80,6 +80,15 @@ def test_a_dotted_name_is_a_module_in_a_package_whose_own_imports_work(tmp_path)
     )
     located = locate_program("ours.judges.strict:score", [tmp_path])
     assert Programs({located: 1.0})(ROWS, TEXTS) == {"strict:score": [5.0, 5.0, 5.0]}
+
+
+def test_a_file_in_a_package_named_like_one_of_ours_is_itself(tmp_path):
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "judge.py").write_text("def score(prompts, completions):\n    return [1.5] * len(prompts)\n")
+    located = locate_program("judge:score", [folder])
+    assert load_program(located)([{"prompt": "x"}], ["y"]) == [1.5]
 
 
 def test_an_installed_module_is_found_too():

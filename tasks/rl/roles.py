@@ -65,6 +65,8 @@ class Roles:
     ) -> None:
         import torch
 
+        from tasks.rl.lora_linear import fuse
+
         torch.manual_seed(ctx.seed)
         self.device = ctx.device()
         self.policy, self.reference = self._policy_pair(policy, lora)
@@ -77,6 +79,8 @@ class Roles:
         self.value_weight, self.value_bias = self._value_head(reward)
         self._active: dict[int, str] = {}
         self._freeze_all_but(top_layers)
+        for model in self._models().values():
+            fuse(model)
         self._pair(self.policy, self.reference, ctx)
         self._pair(self.value, self.reward, ctx)
         total = sum(parameter_counts(model)[0] for model in self._models().values())

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.launch import KEEP_MEMORY
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 Result = dict[str, Any]
@@ -25,20 +27,20 @@ def main() -> None:
     """Measure and print."""
     args = _arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    base = _base()
+    base = _base(args.precision)
+    precision = args.trl_precision or args.precision
     sides = {
-        "TRL 1.12.0": [args.trl, HERE / "ppo_trl.py", "--value", args.trl_value],
+        "TRL 1.12.0": [args.trl, HERE / "ppo_trl.py", "--value", args.trl_value, "--precision", precision],
         "ours": [sys.executable, HERE / "ppo_align.py"],
     }
     layers = [] if args.top_layers is None else ["--top-layers", str(args.top_layers)]
+    environment = {**KEEP_MEMORY, **os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"}
     found: dict[str, list[Result]] = {name: [] for name in sides}
     for turn in range(args.turns):
         for name, command in sides.items():
             out = args.out / f"{name.split()[0].lower()}-{turn}.json"
             words = [*command, "--base", base, "--out", out, "--rollouts", str(args.rollouts), *layers]
-            subprocess.run(
-                [str(word) for word in words], check=True, env={**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"}
-            )
+            subprocess.run([str(word) for word in words], check=True, env=environment)
             found[name].append(json.loads(out.read_text()))
             sys.stdout.write(_line(name, found[name][-1]) + "\n")
             sys.stdout.flush()
@@ -74,9 +76,10 @@ def _line(name: str, result: Result) -> str:
     return f"{name:20} {speed}  {shares}  {peak}"
 
 
-def _base() -> Path:
+def _base(dtype: str) -> Path:
     """SmolLM2-135M as the quickstart's base stage makes it, or made it."""
-    command = [sys.executable, "-m", "flows.cli", "run", "pipelines/quickstart.yaml", "--until", "base", "--json"]
+    recipe = ["pipelines/quickstart.yaml", f"base.dtype={dtype}"]
+    command = [sys.executable, "-m", "flows.cli", "run", *recipe, "--until", "base", "--json"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return Path(json.loads(done.stdout)["stages"][0]["path"])
 
@@ -90,6 +93,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--rollouts", type=int, default=2, help="measured in each turn, after one to warm up")
     parser.add_argument("--top-layers", type=int, help="adapters on the last k layers only, on both sides")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="of the base")
+    parser.add_argument("--trl-precision", choices=("float32", "autocast", "bfloat16"), help="of TRL's, if another")
     parser.add_argument("--out", type=Path, default=ROOT / "build/bench-ppo")
     return parser.parse_args()
 

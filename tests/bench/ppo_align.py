@@ -72,6 +72,7 @@ def main() -> None:
     more = {
         "micro_batch": args.micro_batch or stage.rows_in_memory(),
         "value_model": "lora",
+        "precision": str(loop.roles.policy.model.dtype).removeprefix("torch."),
         "warm_up_seconds": [rollout.seconds for rollout in loop.timed[: work.warm_up]],
         "trained_parameters": trained,
         "metrics": loop.kept["points"][-1],

@@ -32,8 +32,7 @@ class Workload:
     """The first rollout pays for memory that later ones find ready."""
     episodes: int = 16
     """Each a prompt with one completion: a rollout, and (with one mini-batch) also an optimizer step's batch."""
-    max_new_tokens: int = 32
-    """TRL: 53."""
+    max_new_tokens: int = 53
     temperature: float = 1.0
     """TRL: 0.7."""
     kl_coef: float = 0.05

@@ -44,7 +44,7 @@ def find_garbage(store: Store, kept: set[str], draft_days: float) -> list[Garbag
             found.append(Garbage(path, f"unfinished, and not touched for {days:.0f} days"))
     found += [Garbage(path, "damaged, and made again since") for path in _folders(store.home / "damaged")]
     found += [Garbage(path, "left by a clean-up that was interrupted") for path in _folders(store.home / "trash")]
-    return [garbage for garbage in found if not _worked_on(store, garbage.folder.name)]
+    return [garbage for garbage in found if not worked_on(store, garbage.folder.name)]
 
 
 def remove(store: Store, garbage: Garbage) -> bool:
@@ -94,6 +94,7 @@ class _lock:  # noqa: N801  (reads as a context manager)
             os.close(self.fd)
 
 
-def _worked_on(store: Store, name: str) -> bool:
+def worked_on(store: Store, name: str) -> bool:
+    """Whether somebody holds the key behind this folder's name."""
     with _lock(store, name) as free:
         return not free

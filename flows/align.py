@@ -41,6 +41,7 @@ def align(
     execution: dict[str, Any] | None = None,
     until: str | None = None,
     strict_env: bool = False,
+    offline_tracking: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe's stages in order, each from the cache if nothing that it depends on has changed.
 
@@ -50,6 +51,7 @@ def align(
         execution: How to run, such as {"threads": 2}; never changes a result.
         until: Stop after this stage.
         strict_env: Let library versions count as part of every stage's identity.
+        offline_tracking: Do not talk to MLflow now; `align sync` sends everything later.
     """
     guard_ephemeral_servers()
     watch = watcher()
@@ -62,13 +64,12 @@ def align(
             watch.line(label, f"cached, but {verdict.drift}")
     name = plan.recipe.name
     run_id = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    tracker = Tracker.connect(store.home, name, watch)
-    tracker.begin(plan, run_id, flow_run.id)
+    tracker = Tracker.begin(store, plan, run_id, flow_run.id, watch, offline=offline_tracking)
     watch.run_id = run_id
     results: dict[str, StageResult] = {}
 
     def recorded() -> RunRecord:
-        record = RunRecord.of(plan, run_id, flow_run.id, tracker.parent, results)
+        record = RunRecord.of(plan, run_id, flow_run.id, tracker, results)
         record.save(store.home)
         return record
 
@@ -76,10 +77,10 @@ def align(
     try:
         errors = _run_all(plan, store, tracker, watch, results, recorded)
     except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
-        tracker.abandon()
+        tracker.end("KILLED", recorded().stages)
         raise
+    summary = conclude(recorded(), tracker, store, flow_run.ui_url)
     record = recorded()
-    summary = conclude(record, plan, tracker, store, flow_run.ui_url)
     create_markdown_artifact(summary, key="summary", description=f"Run {run_id}")
     _raise(errors)
     return record.as_dict()
@@ -122,7 +123,7 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     def stage(key: str) -> dict[str, str]:
         result = execute(planned, store, tracker, watch, seed=plan.recipe.seed, execution=plan.recipe.execution)
         made.append(result)
-        return {"key": result.key, "digest": result.digest or "", "mlflow_run_id": result.mlflow_run_id or ""}
+        return {"key": result.key, "digest": result.digest or ""}
 
     watch.stage(planned.label, "starts")
     cached = task(
@@ -133,7 +134,7 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
         result_serializer="json",
     )(stage)
     cached(planned.key)
-    return made[0] if made else found(planned, store, tracker)
+    return made[0] if made else found(planned, store)
 
 
 def _logger(watch: Watcher) -> Any:

@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 done; 1 a stage failed; 2 what was given is wrong; 130 interrupted."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     try:
         return int(args.verb(args))
     except AlignError as error:
@@ -33,6 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Fields that differ from the recipe may stand after options too, where argparse alone would not take them."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="align", description="Align a language model: a recipe's stages, cached, tracked, compared."
@@ -40,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     run = _recipe_verb(verbs, "run", _run, "run a recipe; what is cached is not run again")
     run.add_argument("--quiet", action="store_true", help="no progress, only the table at the end")
+    run.add_argument("--offline-tracking", action="store_true", help="leave MLflow alone; `align sync` sends it later")
     plan = _recipe_verb(verbs, "plan", _plan, "what a run would do, and why; runs nothing")
     plan.add_argument("--why", metavar="STAGE", help="only this stage, with every difference")
     runs = verbs.add_parser("runs", help="the runs so far, the newest first")
@@ -52,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--chart", type=Path, metavar="FILE.png", help="write the chart to this file")
     compare.add_argument("--completions", type=int, default=0, metavar="N", help="show N prompts side by side")
     compare.set_defaults(verb=_compare)
-    for sub in (runs, show, compare):
+    sync = verbs.add_parser("sync", help="send MLflow what it lacks")
+    sync.set_defaults(verb=_sync)
+    for sub in (runs, show, compare, sync):
         sub.add_argument("--json", action="store_true", help="one object on standard output")
     gc = verbs.add_parser("gc", help="show what no kept run refers to; with --yes, remove it")
     gc.add_argument("--keep-runs", type=_whole, metavar="N", help="keep only the newest N runs; by default all")
@@ -90,6 +104,7 @@ def _run(args: argparse.Namespace) -> int:
         *_given(args),
         until=args.until,
         strict_env=args.strict_env,
+        offline=args.offline_tracking,
         as_json=args.json,
         quiet=args.quiet,
     )
@@ -149,6 +164,12 @@ def _gc(args: argparse.Namespace) -> int:
     from flows.collecting import collect
 
     return collect(keep_runs=args.keep_runs, draft_days=args.draft_days, yes=args.yes, as_json=args.json)
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from flows.sync import sync
+
+    return sync(as_json=args.json)
 
 
 def _chat(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from typing import Any
@@ -54,15 +55,16 @@ def _forget(store: Store, keep_runs: int | None, draft_days: float) -> None:
     for place, run in enumerate(load_records(store.home)):
         if not _stays(store, run, place, keep_runs, draft_days):
             run.file(store.home).unlink()
+            shutil.rmtree(store.home / "runs" / run.run_id, ignore_errors=True)
 
 
 def registered_results(store: Store) -> set[str]:
     """The store's names of results that are versions of a registered model in MLflow."""
     import mlflow.exceptions
 
-    from flows.tracking import KEY_TAG, USES_TAG, client_for
+    from flows.mlflow_server import KEY_TAG, USES_TAG, MlflowServer
 
-    client, _ = client_for(store.home)
+    client = MlflowServer(store.home).client
     found = set()
     for run in {version.run_id for version in client.search_model_versions() if version.run_id}:
         try:

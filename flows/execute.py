@@ -24,7 +24,7 @@ Status = Literal["ran", "cached", "resumed", "failed", "skipped", "planned"]
 
 @dataclass(frozen=True)
 class StageResult:
-    """A stage's line in the answer of `align run --json`."""
+    """A stage's line in the answer of `align run --json`, where its run in MLflow stands too."""
 
     name: str
     uses: str
@@ -34,7 +34,6 @@ class StageResult:
     path: str | None
     digest: str | None
     metrics: dict[str, float]
-    mlflow_run_id: str | None
     error: str | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def execute(
     with store.lock(uses, key, waiting) as lock:
         damage = store.damage(uses, key)
         if damage is None:  # made by someone else while we waited
-            return found(planned, store, tracker)
+            return found(planned, store)
         if damage:
             watcher.line(planned.label, f"its stored output is damaged ({damage}) and is made again")
             store.set_aside(uses, key)
@@ -63,15 +62,15 @@ def execute(
         draft.mkdir(parents=True, exist_ok=True)
         (draft / "key.json").write_text(json.dumps(planned.payload, indent=1, sort_keys=True))
         job = Job.of(planned.stage, uses=uses, key=key, seed=seed, execution=execution, draft=draft)
-        with tracker.following(planned, draft) as run:
+        with tracker.following(planned):
             result, remarks = _launched(job, planned, lock, watcher)
         manifest = store.commit(
             uses=uses, key=key, kind=planned.handle.kind, payload=planned.payload, fields=planned.stage.settings(),
             metrics=result["metrics"], seconds=result["seconds"], source_digest=planned.stage.source_digest(),
             remarks=remarks,
         )  # fmt: skip
-        tracker.finish(run, planned, manifest, store.folder(uses, key))
-    return _line(planned, manifest, "resumed" if resumes else "ran", time.monotonic() - started, store, run)
+        tracker.finished(planned)
+    return _line(planned, manifest, "resumed" if resumes else "ran", time.monotonic() - started, store)
 
 
 def _launched(job: Job, planned: Planned, lock: int, watcher: Watcher) -> tuple[dict[str, Any], list[str]]:
@@ -100,30 +99,19 @@ def _launched(job: Job, planned: Planned, lock: int, watcher: Watcher) -> tuple[
     raise AssertionError("the loop above ends by itself")
 
 
-def found(planned: Planned, store: Store, tracker: Tracker) -> StageResult:
+def found(planned: Planned, store: Store) -> StageResult:
     """The line of a stage whose output is in the store."""
     manifest = Manifest.read(store.folder(planned.uses, planned.key))
-    return _line(planned, manifest, "cached", 0.0, store, tracker.run_of(planned.key))
+    return _line(planned, manifest, "cached", 0.0, store)
 
 
 def missing(planned: Planned, status: Status, error: str | None, seconds: float = 0.0) -> StageResult:
     """The line of a stage that has no output: failed, skipped because something before it failed, or not begun."""
-    return StageResult(planned.label, planned.uses, planned.key, status, seconds, None, None, {}, None, error)
+    return StageResult(planned.label, planned.uses, planned.key, status, seconds, None, None, {}, error)
 
 
-def _line(
-    planned: Planned, manifest: Manifest, status: Status, seconds: float, store: Store, run: str | None
-) -> StageResult:
+def _line(planned: Planned, manifest: Manifest, status: Status, seconds: float, store: Store) -> StageResult:
     path = str(store.folder(planned.uses, planned.key) / "out")
     return StageResult(
-        planned.label,
-        planned.uses,
-        planned.key,
-        status,
-        seconds,
-        path,
-        manifest.digest,
-        manifest.metrics,
-        run,
-        None,
+        planned.label, planned.uses, planned.key, status, seconds, path, manifest.digest, manifest.metrics, None
     )

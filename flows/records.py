@@ -6,6 +6,7 @@ It is there from the start and rewritten after each stage, so that a run that wa
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from artifacts.errors import UserError
 from flows.execute import StageResult, missing
+from flows.tracking import Tracker
 from pipelines.plan import Plan
 from pipelines.problems import did_you_mean
 
@@ -29,12 +31,11 @@ class RunRecord:
 
     @classmethod
     def of(
-        cls, plan: Plan, run_id: str, flow_run_id: str | None, mlflow_run_id: str | None,
-        results: Mapping[str, StageResult],
-    ) -> RunRecord:  # fmt: skip
+        cls, plan: Plan, run_id: str, flow_run_id: str | None, tracker: Tracker, results: Mapping[str, StageResult]
+    ) -> RunRecord:
         lines = [results.get(planned.label) or missing(planned, "planned", None) for planned in plan.stages]
-        stages = [line.as_dict() for line in lines]
-        return cls(str(plan.recipe.path), run_id, flow_run_id, mlflow_run_id, stages)
+        stages = [{**line.as_dict(), "mlflow_run_id": tracker.run_of(line.uses, line.key)} for line in lines]
+        return cls(str(plan.recipe.path), run_id, flow_run_id, tracker.mlflow_run_id, stages)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,12 +44,15 @@ class RunRecord:
         """Where it is written."""
         return home / "runs" / f"{self.run_id}.json"
 
-    def save(self, home: Path) -> None:
-        """Write it under `home`."""
+    def save(self, home: Path, *, as_of_before: bool = False) -> None:
+        """Write it under `home`; `as_of_before` keeps its time, by which runs are ordered."""
         file = self.file(home)
+        stat = file.stat() if as_of_before else None
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".part")
         aside.write_text(json.dumps(self.as_dict(), indent=1))
+        if stat is not None:
+            os.utime(aside, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         aside.replace(file)
 
     @property

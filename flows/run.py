@@ -21,7 +21,7 @@ from pipelines.recipe import load_recipe
 
 def run_recipe(
     recipe: Path, overrides: Mapping[str, Any], execution: Mapping[str, Any], *,
-    until: str | None, strict_env: bool, as_json: bool, quiet: bool,
+    until: str | None, strict_env: bool, offline: bool, as_json: bool, quiet: bool,
 ) -> int:  # fmt: skip
     """Run a recipe; what is wrong with it is found before Prefect is even imported."""
     home = align_home()
@@ -39,7 +39,7 @@ def run_recipe(
     failure: AlignError | None = None
     with watcher.showing() if isinstance(watcher, TerminalWatcher) else _nothing():
         try:
-            align(str(recipe), dict(overrides), dict(execution), until, strict_env)
+            align(str(recipe), dict(overrides), dict(execution), until, strict_env, offline)
         except AlignError as error:
             failure = error
     return _answer(home, watcher.run_id, failure, as_json)

@@ -10,7 +10,6 @@ from artifacts.store import Store
 from flows.records import RunRecord
 from flows.tracking import Tracker
 from pipelines.compare import Compared, chart, differences, markdown_table, side_by_side
-from pipelines.plan import Plan
 
 HEADLINES = (
     "eval/check_rate", "eval/reward_accuracy", "validation/score", "objective/scores",
@@ -42,17 +41,17 @@ def headline(stage: Mapping[str, Any]) -> str:
     return ""
 
 
-def conclude(record: RunRecord, plan: Plan, tracker: Tracker, store: Store, ui: str | None) -> str:
+def conclude(record: RunRecord, tracker: Tracker, store: Store, ui: str | None) -> str:
     """Log the comparison, close the parent run, and give the Markdown summary with links."""
     policies = policies_of(record)
     if policies:
-        tracker.text(comparison_markdown(policies), "comparison.md")
+        tracker.file("comparison.md").write_text(comparison_markdown(policies))
         if (figure := chart(policies)) is not None:
-            tracker.figure(figure, "comparison.png")
+            figure.savefig(tracker.file("comparison.png"))
     summary = _markdown(record, policies, ui)
-    links = [(stage["name"], stage["mlflow_run_id"]) for stage in record.stages if stage["mlflow_run_id"]]
     failed = any(stage["status"] == "failed" for stage in record.stages)
-    tracker.end(_note(record, tracker.experiment, ui, summary), _headline_metrics(record), links, failed)
+    status = "FAILED" if failed else "FINISHED"
+    tracker.end(status, record.stages, summary=summary, metrics=_headline_metrics(record), ui=ui)
     store.digests.save()
     return summary
 
@@ -94,14 +93,3 @@ def mlflow_link(record: RunRecord) -> str | None:
     if not uri.startswith("http") or record.mlflow_run_id is None:
         return None
     return f"{uri.rstrip('/')}/#/runs/{record.mlflow_run_id}"
-
-
-def _note(record: RunRecord, experiment: str, ui: str | None, summary: str) -> str:
-    """The parent run's description: the summary, with links to the runs of its stages, cached ones too."""
-    links = [
-        f"- [{stage['name']}](#/experiments/{experiment}/runs/{stage['mlflow_run_id']}) ({stage['status']})"
-        for stage in record.stages
-        if stage["mlflow_run_id"]
-    ]
-    flow = [f"[Prefect flow run]({ui})"] if ui else []
-    return "\n".join([*flow, "", "Runs of the stages:", *links, "", summary])

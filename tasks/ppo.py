@@ -36,6 +36,7 @@ from tasks.rl.settings import Online
 class PPO(Online):
     """Trains a copy of `policy` against `reward` (or programs), and a value model that starts from the reward model."""
 
+    version: ClassVar[int] = 2  # 1 added the adapters' part after the product, and rounded otherwise
     renamed: ClassVar[Mapping[str, Any]] = RENAMED
     models_trained: ClassVar[int] = 2
 

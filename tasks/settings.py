@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
@@ -41,6 +41,7 @@ class LoRA(BaseModel):
 class Training(Stage):
     """Optimisation: AdamW, linear warm-up, then cosine decay from `learning_rate` to `min_learning_rate`."""
 
+    version: ClassVar[int] = 2  # 1 kept rows of equal length in the data's order within a group of batches
     batch_size: int = Field(8, ge=1)
     """Rows in one optimizer step, over all processes and micro-batches."""
     epochs: float = Field(1.0, gt=0)

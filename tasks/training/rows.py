@@ -42,7 +42,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     draw.shuffle(indices)
     batches: list[list[int]] = []
     for start in range(0, len(indices), MEGA * batch_size):
-        group = sorted(indices[start : start + MEGA * batch_size], key=lambda i: (lengths[i], i))
+        group = sorted(indices[start : start + MEGA * batch_size], key=lambda i: lengths[i])  # equals stay shuffled
         batches += [group[at : at + batch_size] for at in range(0, len(group), batch_size)]
     whole = [batch for batch in batches if len(batch) == batch_size]
     draw.shuffle(whole)

@@ -75,6 +75,14 @@ def test_overrides_and_execution_are_taken_from_the_command_line(plan: Callable[
     assert threads == before
 
 
+def test_overrides_may_follow_options_and_what_is_no_override_is_refused(plan: Callable[..., dict[str, Any]]) -> None:
+    assert plan("--exec", "threads=1", "sft.learning_rate=0.5") == plan("sft.learning_rate=0.5", "--exec", "threads=1")
+    with pytest.raises(SystemExit, match="2"):
+        plan("--nonsense")
+    with pytest.raises(SystemExit, match="2"):
+        main(["runs", "sft.learning_rate=0.5"])
+
+
 def test_once_base_and_data_are_there_a_plan_knows_parameters_steps_and_memory(
     plan: Callable[..., dict[str, Any]], home: Path, write_recipe: WriteRecipe
 ) -> None:

@@ -84,7 +84,7 @@ def record(**given: Any) -> list[dict[str, Any]]:
             total_episodes=ROLLOUTS * EPISODES,
             response_length=12,
             stop_token="eos",
-            learning_rate=3e-3,
+            learning_rate=1e-2,
             seed=0,
             bf16=False,
             gradient_checkpointing=False,

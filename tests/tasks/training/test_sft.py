@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -126,3 +127,10 @@ def test_every_epoch_is_a_permutation_whose_batches_hold_rows_of_like_length():
     spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in
               (order[at : at + 8] for at in range(0, 96, 8))]  # fmt: skip
     assert sum(spread) / len(spread) < 30  # a plain shuffle has about 80
+
+
+def test_rows_of_equal_length_are_shuffled_not_kept_in_the_datas_order():
+    """A file that is sorted by anything, say by topic, would give batches of one topic each."""
+    order = epoch_order([7] * 4096, 64, seed=0, epoch=0)
+    means = [sum(order[at : at + 64]) / 64 for at in range(0, 4096, 64)]
+    assert max(abs(mean - 2047.5) for mean in means) < 5 * 4096 / math.sqrt(12 * 64)

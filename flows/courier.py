@@ -1,0 +1,89 @@
+"""Takes what stages leave on disk to MLflow, in a thread of its own: a server that is slow or gone holds nobody up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from mlflow.exceptions import MlflowException
+
+from flows.mlflow_server import MlflowServer
+from flows.tracked_run import TrackedRun
+from flows.tracked_stage import TrackedStage
+from flows.watch import Watcher
+
+INTERVAL_S = 2.0
+PATIENCE_S = 120.0
+"""How long the end of a run waits for a slow server; what is left then is `align sync`'s."""
+
+
+class Courier(threading.Thread):
+    """Never raises. What can't be sent now stays on disk and is tried again."""
+
+    def __init__(self, server: MlflowServer, run: TrackedRun, watcher: Watcher) -> None:
+        super().__init__(name="courier", daemon=True)
+        self.server, self.tracked, self.watcher = server, run, watcher
+        self._stages: dict[TrackedStage, str] = {}
+        self._awake, self._stopping, self._rounds = threading.Event(), threading.Event(), 0
+        self._lost = False
+
+    def carry(self, stage: TrackedStage, status: str) -> None:
+        """Send what this stage has, from now on; its run has this status."""
+        self._stages[stage] = status
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            self.deliver()
+            self._awake.wait(INTERVAL_S)
+            self._awake.clear()
+
+    def hurry(self, patience_s: float) -> None:
+        """Send now; wait for it, but no longer than this."""
+        wanted, deadline = self._rounds + 2, time.monotonic() + patience_s  # one may be half done
+        while self._rounds < wanted and time.monotonic() < deadline and self.is_alive():
+            self._awake.set()
+            time.sleep(0.02)
+
+    def deliver(self) -> bool:
+        """Try to send everything; says whether all of it is there."""
+        sent = [self._try(lambda stage=stage, status=status: self._stage(stage, status))  # type: ignore[misc]
+                for stage, status in list(self._stages.items())]  # fmt: skip
+        self._rounds += 1
+        return all(sent)
+
+    def finish(self, last: Callable[[], None], patience_s: float = PATIENCE_S) -> bool:
+        """Send all that is left and, after it, `last`; says whether that could be done in time."""
+        self._stopping.set()
+        self._awake.set()
+        done: list[bool] = []
+
+        def rest() -> None:
+            self.join()
+            done.append(self.deliver() and self._try(last))
+
+        ending = threading.Thread(target=rest, daemon=True)
+        ending.start()
+        ending.join(patience_s)
+        if done != [True]:
+            self.watcher.line("mlflow", "does not have all of this run yet; `align sync` sends what it lacks")
+        return done == [True]
+
+    def _stage(self, stage: TrackedStage, status: str) -> None:
+        stage.send(self.server, self.tracked.open(self.server), status)
+        if status != "RUNNING" and self._stages.get(stage) == status:
+            del self._stages[stage]
+
+    def _try(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except (MlflowException, OSError) as error:
+            if not self._lost:
+                reason = str(error).splitlines()[0][:200]
+                self.watcher.line("mlflow", f"does not answer, points wait on disk: {reason}")
+            self._lost = True
+            return False
+        if self._lost:
+            self.watcher.line("mlflow", "answers again")
+        self._lost = False
+        return True

@@ -1,0 +1,70 @@
+"""The MLflow server that the environment names, or the database under `$ALIGN_HOME`: reached within seconds or not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from artifacts.errors import UserError
+from artifacts.fingerprint import digest
+
+KEY_TAG, USES_TAG = "align.key", "align.uses"
+
+
+class MlflowServer:
+    """A server and our client of it. Explicit run ids, never the current run that the `mlflow` module keeps."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+        self.client = MlflowClient(tracking_uri=self.uri)
+        self.name = "local" if "MLFLOW_TRACKING_URI" not in os.environ else f"server-{digest(self.uri)[:12]}"
+        """How folders under `$ALIGN_HOME` tell servers apart."""
+        self._experiments: dict[str, str] = {}
+
+    @classmethod
+    def reach(cls, home: Path, *experiments: str) -> MlflowServer:
+        """The server, with these experiments; raises UserError within seconds if it does not answer."""
+        server = cls(home)
+        try:
+            for name in experiments:
+                server.experiment(name)
+            server.client.search_experiments(max_results=1)
+        except MlflowException as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"MLflow at {server.uri} can't be used: {reason}; start it, or go on with --offline-tracking and send "
+                f"later with `align sync`, or unset MLFLOW_TRACKING_URI to track in {home / 'mlflow.db'}"
+            ) from error
+        return server
+
+    def experiment(self, name: str) -> str:
+        """The id of an experiment, which is made if it is not there."""
+        if name not in self._experiments:
+            found = self.client.get_experiment_by_name(name)
+            self._experiments[name] = self._make(name) if found is None else str(found.experiment_id)
+        return self._experiments[name]
+
+    def _make(self, name: str) -> str:
+        place = (self.home / "mlflow" / quote(name, safe="")).as_uri() if self.uri.startswith("sqlite:") else None
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
+
+    def run_of(self, key: str) -> str | None:
+        """The run of the stage with this key, in whichever experiment it was first made."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def has(self, run: str) -> bool:
+        """Whether the server still has this run: its database may be another one by now."""
+        try:
+            return self.client.get_run(run).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise

@@ -124,11 +124,38 @@ class Store:
         sync_folder(final.parent)
         # Only now: a commit that dies before the rename leaves its checkpoints, and files that can be written again.
         shutil.rmtree(final / "work", ignore_errors=True)
+        self._protect(final, files)
+        return manifest
+
+    def accept(self, uses: str, key: str, made: Path) -> str | None:
+        """Take in a result that was made elsewhere, `made/out` with its manifest; None, or why it is not taken."""
+        try:
+            manifest = Manifest.read(made)
+        except (OSError, ValueError):
+            return "its manifest is missing or unreadable"
+        if manifest.key != key:
+            return f"it has the key {manifest.key[:12]}"
+        found = {path.relative_to(made / "out").as_posix() for path in (made / "out").rglob("*") if path.is_file()}
+        if found != set(manifest.files):
+            return f"it lacks or has too much: {', '.join(sorted(found ^ set(manifest.files))[:3])}"
+        for name, record in manifest.files.items():
+            if _seal(made / "out" / name) != record:
+                return f"the content of {name} has changed"
+        self.set_aside(uses, key)
+        final = self.folder(uses, key)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(made)
+        made.rename(final)
+        sync_folder(final.parent)
+        self._protect(final, manifest.files)
+        return None
+
+    def _protect(self, final: Path, files: dict[str, FileRecord]) -> None:
+        """Nobody writes into a result by mistake, and its digests need not be computed again."""
         for name, record in files.items():
             (final / "out" / name).chmod(0o444)
             self.digests.remember(final / "out" / name, record.sha256)
         self.digests.save()
-        return manifest
 
     def set_aside(self, uses: str, key: str) -> None:
         """Take a damaged result out of the way; it is kept under `damaged/` for whoever wants to look."""

@@ -21,6 +21,13 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it has all of the text, or what it had before."""
+    aside = path.with_name(f"{path.name}.part")
+    write_synced(aside, text)
+    aside.replace(path)
+
+
 def write_synced(path: Path, text: str) -> None:
     """Write a file and wait until it is on the disk."""
     with path.open("w") as file:

@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from flows.home import align_home, prepare_services
 
 prepare_services(align_home())
 
+from httpx import HTTPError  # noqa: E402
 from prefect import flow, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.exceptions import MissingContextError  # noqa: E402
+from prefect.exceptions import MissingContextError, PrefectException  # noqa: E402
 from prefect.logging import get_run_logger  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 
@@ -25,6 +27,7 @@ from artifacts.store import Store  # noqa: E402
 from flows.caching import StageKey  # noqa: E402
 from flows.ephemeral import guard_ephemeral_servers  # noqa: E402
 from flows.execute import StageResult, execute, found, missing  # noqa: E402
+from flows.lost import end_all_lost, tell_prefect  # noqa: E402
 from flows.records import RunRecord  # noqa: E402
 from flows.summary import conclude  # noqa: E402
 from flows.tracking import Tracker  # noqa: E402
@@ -65,6 +68,9 @@ def align(
     name = plan.recipe.name
     run_id = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     tracker = Tracker.begin(store, plan, run_id, flow_run.id, watch, offline=offline_tracking)
+    for lost in end_all_lost(store.home):
+        tell_prefect(store.home, lost)
+        tracker.also(lost)
     watch.run_id = run_id
     results: dict[str, StageResult] = {}
 
@@ -81,7 +87,8 @@ def align(
         raise
     summary = conclude(recorded(), tracker, store, flow_run.ui_url)
     record = recorded()
-    create_markdown_artifact(summary, key="summary", description=f"Run {run_id}")
+    with suppress(PrefectException, HTTPError):  # a server that went away meanwhile costs nobody the run
+        create_markdown_artifact(summary, key="summary", description=f"Run {run_id}")
     _raise(errors)
     return record.as_dict()
 
@@ -134,7 +141,7 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
         result_serializer="json",
     )(stage)
     cached(planned.key)
-    return made[0] if made else found(planned, store)
+    return made[0] if made else found(planned, store, tracker)
 
 
 def _logger(watch: Watcher) -> Any:

@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from mlflow.exceptions import MlflowException
-
 from flows.mlflow_server import MlflowServer
 from flows.tracked_run import TrackedRun
 from flows.tracked_stage import TrackedStage
@@ -21,16 +19,22 @@ PATIENCE_S = 120.0
 class Courier(threading.Thread):
     """Never raises. What can't be sent now stays on disk and is tried again."""
 
-    def __init__(self, server: MlflowServer, run: TrackedRun, watcher: Watcher) -> None:
+    def __init__(self, server: MlflowServer, watcher: Watcher) -> None:
         super().__init__(name="courier", daemon=True)
-        self.server, self.tracked, self.watcher = server, run, watcher
+        self.server, self.watcher = server, watcher
         self._stages: dict[TrackedStage, str] = {}
+        self._errands: list[Callable[[], object]] = []
         self._awake, self._stopping, self._rounds = threading.Event(), threading.Event(), 0
-        self._lost = False
+        self.lost = False
+        """Whether the last attempt failed."""
 
     def carry(self, stage: TrackedStage, status: str) -> None:
         """Send what this stage has, from now on; its run has this status."""
         self._stages[stage] = status
+
+    def also(self, errand: Callable[[], object]) -> None:
+        """Do this too, as soon as it can be done."""
+        self._errands.append(errand)
 
     def run(self) -> None:
         while not self._stopping.is_set():
@@ -49,6 +53,8 @@ class Courier(threading.Thread):
         """Try to send everything; says whether all of it is there."""
         sent = [self._try(lambda stage=stage, status=status: self._stage(stage, status))  # type: ignore[misc]
                 for stage, status in list(self._stages.items())]  # fmt: skip
+        while self._errands and self._try(self._errands[0]):
+            del self._errands[0]
         self._rounds += 1
         return all(sent)
 
@@ -69,21 +75,27 @@ class Courier(threading.Thread):
             self.watcher.line("mlflow", "does not have all of this run yet; `align sync` sends what it lacks")
         return done == [True]
 
-    def _stage(self, stage: TrackedStage, status: str) -> None:
-        stage.send(self.server, self.tracked.open(self.server), status)
-        if status != "RUNNING" and self._stages.get(stage) == status:
+    def _stage(self, stage: TrackedStage, status: str) -> bool:
+        if (facts := stage.facts) is None:
+            return True
+        parent = TrackedRun(stage.store.home, facts["run_id"])  # of an earlier run, if the stage began in that
+        done = stage.send(self.server, parent.open(self.server), status)
+        if done and status != "RUNNING" and self._stages.get(stage) == status:
             del self._stages[stage]
+        return done
 
-    def _try(self, action: Callable[[], None]) -> bool:
+    def _try(self, action: Callable[[], object]) -> bool:
         try:
-            action()
-        except (MlflowException, OSError) as error:
-            if not self._lost:
-                reason = str(error).splitlines()[0][:200]
-                self.watcher.line("mlflow", f"does not answer, points wait on disk: {reason}")
-            self._lost = True
+            done = action() is not False
+        except FileNotFoundError:  # a draft that became a result, a checkpoint that made way
             return False
-        if self._lost:
-            self.watcher.line("mlflow", "answers again")
-        self._lost = False
-        return True
+        except Exception as error:
+            if not self.lost:
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                self.watcher.line("mlflow", f"does not take what it is sent; it waits on disk: {reason}")
+            self.lost = True
+            return False
+        if self.lost:
+            self.watcher.line("mlflow", "takes it again")
+        self.lost = False
+        return done

@@ -6,17 +6,19 @@ import itertools
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.errors import OutOfMemoryError
 from artifacts.manifest import Manifest
 from artifacts.store import Store
 from flows.launch import launch
-from flows.tracking import Tracker
 from flows.watch import Watcher
 from pipelines.plan import Planned
 from tasks.context import Execution
 from tasks.job import Job
+
+if TYPE_CHECKING:
+    from flows.tracking import Tracker
 
 Status = Literal["ran", "cached", "resumed", "failed", "skipped", "planned"]
 """`planned`: the run has not come to it, or was killed before it did."""
@@ -53,10 +55,12 @@ def execute(
     with store.lock(uses, key, waiting) as lock:
         damage = store.damage(uses, key)
         if damage is None:  # made by someone else while we waited
-            return found(planned, store)
+            return found(planned, store, tracker)
         if damage:
             watcher.line(planned.label, f"its stored output is damaged ({damage}) and is made again")
             store.set_aside(uses, key)
+        if tracker.fetched(planned):
+            return found(planned, store, tracker)
         draft = store.draft(uses, key)
         resumes = any(draft.glob("work/checkpoint-*/manifest.json"))
         draft.mkdir(parents=True, exist_ok=True)
@@ -64,12 +68,12 @@ def execute(
         job = Job.of(planned.stage, uses=uses, key=key, seed=seed, execution=execution, draft=draft)
         with tracker.following(planned):
             result, remarks = _launched(job, planned, lock, watcher)
-        manifest = store.commit(
-            uses=uses, key=key, kind=planned.handle.kind, payload=planned.payload, fields=planned.stage.settings(),
-            metrics=result["metrics"], seconds=result["seconds"], source_digest=planned.stage.source_digest(),
-            remarks=remarks,
-        )  # fmt: skip
-        tracker.finished(planned)
+            tracker.hurry()  # a commit lets go of the checkpoints
+            manifest = store.commit(
+                uses=uses, key=key, kind=planned.handle.kind, payload=planned.payload, fields=planned.stage.settings(),
+                metrics=result["metrics"], seconds=result["seconds"], source_digest=planned.stage.source_digest(),
+                remarks=remarks,
+            )  # fmt: skip
     return _line(planned, manifest, "resumed" if resumes else "ran", time.monotonic() - started, store)
 
 
@@ -99,8 +103,9 @@ def _launched(job: Job, planned: Planned, lock: int, watcher: Watcher) -> tuple[
     raise AssertionError("the loop above ends by itself")
 
 
-def found(planned: Planned, store: Store) -> StageResult:
+def found(planned: Planned, store: Store, tracker: Tracker) -> StageResult:
     """The line of a stage whose output is in the store."""
+    tracker.cached(planned)
     manifest = Manifest.read(store.folder(planned.uses, planned.key))
     return _line(planned, manifest, "cached", 0.0, store)
 

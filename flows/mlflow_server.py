@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,8 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from artifacts.errors import UserError
-from artifacts.fingerprint import digest
 
+MARK_TAG = "align.server"
 KEY_TAG, USES_TAG = "align.key", "align.uses"
 
 
@@ -22,8 +24,8 @@ class MlflowServer:
         self.home = home
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
         self.client = MlflowClient(tracking_uri=self.uri)
-        self.name = "local" if "MLFLOW_TRACKING_URI" not in os.environ else f"server-{digest(self.uri)[:12]}"
-        """How folders under `$ALIGN_HOME` tell servers apart."""
+        self.name = ""
+        """How folders under `$ALIGN_HOME` tell servers apart: by a mark that each database is given, not by address."""
         self._experiments: dict[str, str] = {}
 
     @classmethod
@@ -33,7 +35,7 @@ class MlflowServer:
         try:
             for name in experiments:
                 server.experiment(name)
-            server.client.search_experiments(max_results=1)
+            server.name = server._mark()
         except MlflowException as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(
@@ -41,6 +43,19 @@ class MlflowServer:
                 f"later with `align sync`, or unset MLFLOW_TRACKING_URI to track in {home / 'mlflow.db'}"
             ) from error
         return server
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the database of this home: what it knows, the store has."""
+        return self.uri.startswith("sqlite:")
+
+    def _mark(self) -> str:
+        """Its mark, a tag of the experiment that every server has, whoever asks first."""
+        default = self.client.get_experiment("0")
+        if MARK_TAG not in default.tags:
+            self.client.set_experiment_tag("0", MARK_TAG, f"server-{secrets.token_hex(6)}")
+            default = self.client.get_experiment("0")
+        return str(default.tags[MARK_TAG])
 
     def experiment(self, name: str) -> str:
         """The id of an experiment, which is made if it is not there."""
@@ -59,6 +74,16 @@ class MlflowServer:
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         found = self.client.search_runs(experiments, f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
         return str(found[0].info.run_id) if found else None
+
+    def find(self, experiment: str, tags: Mapping[str, str]) -> str | None:
+        """A run with all of these tags."""
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        found = self.client.search_runs([self.experiment(experiment)], wanted, max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def make(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+        """A new run."""
+        return str(self.client.create_run(self.experiment(experiment), run_name=name, tags=dict(tags)).info.run_id)
 
     def has(self, run: str) -> bool:
         """Whether the server still has this run: its database may be another one by now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from flows.artifact_links import link_checkpoints
+from artifacts.jsonl import read_jsonl
+from flows.artifact_files import put_checkpoints
 from flows.sent import Sent
 
 BATCH = 100
@@ -22,18 +24,37 @@ SAMPLES = "samples"
 
 def send_points(client: MlflowClient, run: str, folder: Path, sent: Sent) -> None:
     """All that `folder` has and the server has not; raises MlflowException or OSError if that can't be done now."""
+    if sent.has("pending"):  # did they arrive? only the server knows
+        sent.add(already_there(client, run))
+        sent.unmark("pending")
     for batch in _unsent(folder / "metrics.jsonl", sent):
+        sent.mark("pending")
         client.log_batch(run, metrics=[metric for _, metrics in batch for metric in metrics])
         _tag_alarms(client, run, {metric.key for _, metrics in batch for metric in metrics})
         sent.add([name for name, _ in batch])
-    link_checkpoints(client, run, folder / "work")
+        sent.unmark("pending")
+    put_checkpoints(client, run, folder, sent.points(), sent.add)
     _send_samples(client, run, folder / "samples.jsonl", sent)
 
 
 def _unsent(file: Path, sent: Sent) -> list[list[tuple[str, list[Metric]]]]:
     known = sent.points()
-    new = [(name, entities(point)) for point in _lines(file) if (name := identity(point)) not in known]
+    new = [
+        (name, [metric for metric in entities(point) if _on_server(metric) not in known])
+        for point in _points(file)
+        if (name := identity(point)) not in known
+    ]
     return [new[start : start + BATCH] for start in range(0, len(new), BATCH)]
+
+
+def already_there(client: MlflowClient, run: str) -> list[str]:
+    """What `Sent` is to know of the points that a run has, whoever sent them: each metric at each step."""
+    names = client.get_run(run).data.metrics
+    return [_on_server(metric) for name in names for metric in client.get_metric_history(run, name)]
+
+
+def _on_server(metric: Metric) -> str:
+    return f"{metric.key}@{metric.step}"
 
 
 def _tag_alarms(client: MlflowClient, run: str, names: set[str]) -> None:
@@ -44,16 +65,14 @@ def _tag_alarms(client: MlflowClient, run: str, names: set[str]) -> None:
 
 def _send_samples(client: MlflowClient, run: str, file: Path, sent: Sent) -> None:
     """The whole table again whenever it has grown."""
-    samples = [line["sample"] for line in _lines(file)]
+    samples = [line["sample"] for line in _points(file)]
     if samples and (mark := f"{SAMPLES} {len(samples)}") not in sent.points():
         log_table(client, run, samples, "samples.json")
         sent.add([mark])
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may be being written."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _points(file: Path) -> list[dict[str, Any]]:
+    return read_jsonl(file) if file.exists() else []
 
 
 def log_table(client: MlflowClient, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -77,5 +96,10 @@ def entities(point: Mapping[str, Any]) -> list[Metric]:
 
 
 def numbers(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that a chart can draw: finite ones."""
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    """The metrics that a chart can draw: finite ones, under names that MLflow takes."""
+    return {accepted(name): float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def accepted(name: str) -> str:
+    """A name of a metric or parameter as MLflow takes it: it refuses the whole batch for one odd character."""
+    return re.sub(r"[^\w\-. :/]", "_", name).strip("/. ")[:250]

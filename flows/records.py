@@ -10,13 +10,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UserError
 from flows.execute import StageResult, missing
-from flows.tracking import Tracker
 from pipelines.plan import Plan
 from pipelines.problems import did_you_mean
+
+if TYPE_CHECKING:
+    from flows.tracking import Tracker
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import AlignError
+from artifacts.errors import AlignError, StageError, UserError
 from artifacts.store import Store
 from flows.home import align_home
 from flows.watch import WATCHER, TerminalWatcher, Watcher
@@ -33,6 +33,8 @@ def run_recipe(
     print(f"{len(plan.stages)} stages; outputs go to {home}", file=sys.stderr)
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    from httpx import HTTPError
+
     from flows.align import align
 
     signal.signal(signal.SIGTERM, _as_ctrl_c)
@@ -42,7 +44,24 @@ def run_recipe(
             align(str(recipe), dict(overrides), dict(execution), until, strict_env, offline)
         except AlignError as error:
             failure = error
+        except HTTPError as error:  # Prefect's
+            failure = _without_prefect(home, watcher, error)
     return _answer(home, watcher.run_id, failure, as_json)
+
+
+def _without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignError | None:
+    """What a run amounts to whose Prefect server does not answer: it ends as it would have, if it could begin."""
+    from flows.records import find_record
+    from flows.tracked_run import TrackedRun
+
+    if watcher.run_id is None:
+        return UserError(f"Prefect can't be reached: {error}; start its server, or unset PREFECT_API_URL")
+    facts = TrackedRun(home, watcher.run_id).facts
+    if facts is None or facts["status"] == "RUNNING":
+        return StageError(f"Prefect went away: {error}; run the same command again to go on")
+    watcher.line("prefect", "went away and has not heard how the run ended; `align sync` tells it")
+    failed = [stage for stage in find_record(home, watcher.run_id).stages if stage["status"] == "failed"]
+    return StageError("\n".join(stage["error"] for stage in failed)) if failed else None
 
 
 def _as_ctrl_c(number: int, frame: object) -> None:

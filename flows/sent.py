@@ -8,13 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artifacts.syncing import write_whole
+
 
 class Sent:
-    """`folder` is of the run and the server: it holds the run's id there, the points sent, and a mark when all is."""
+    """`folder` is of the run and the server.
+
+    run_id        the run there, once it has been made
+    described     a mark: it has its parameters and data sets
+    points.txt    the points that it has
+    pending       a mark: points were on their way when whoever sent them stopped
+    complete      a mark: it has everything
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._run, self._points, self._complete = folder / "run_id", folder / "points.txt", folder / "complete"
 
     @contextmanager
     def held(self) -> Iterator[bool]:
@@ -34,33 +42,35 @@ class Sent:
     @property
     def run_id(self) -> str | None:
         """The run's id on the server, if it has been made there."""
-        return self._run.read_text() if self._run.exists() else None
+        path = self.folder / "run_id"
+        return path.read_text() if path.exists() else None
 
     def made(self, run_id: str) -> None:
-        """The server knows the run under this id, and nothing more of it."""
+        """The server knows the run under this id; nothing more is known of what it has."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._points.unlink(missing_ok=True)
-        self.reopen()
-        self._run.write_text(run_id)
+        for name in ("points.txt", "described", "complete"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.mark("pending")
+        write_whole(self.folder / "run_id", run_id)
+
+    def mark(self, name: str) -> None:
+        """Set `described`, `pending` or `complete`."""
+        (self.folder / name).touch()
+
+    def unmark(self, name: str) -> None:
+        """Take a mark away."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def has(self, name: str) -> bool:
+        """Whether a mark is set."""
+        return (self.folder / name).exists()
 
     def points(self) -> set[str]:
         """The points that the server has."""
-        return set(self._points.read_text().splitlines()) if self._points.exists() else set()
+        path = self.folder / "points.txt"
+        return set(path.read_text().split("\n")) if path.exists() else set()
 
     def add(self, points: list[str]) -> None:
         """The server has these too."""
-        with self._points.open("a") as file:
+        with (self.folder / "points.txt").open("a") as file:
             file.writelines(name + "\n" for name in points)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the server has everything."""
-        return self._complete.exists()
-
-    def close(self) -> None:
-        """The server has everything."""
-        self._complete.touch()
-
-    def reopen(self) -> None:
-        """There is more to come."""
-        self._complete.unlink(missing_ok=True)

@@ -17,10 +17,11 @@ from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
+from artifacts.syncing import write_whole
 from flows.mlflow_server import MlflowServer
 from flows.points import numbers
 from flows.sent import Sent
-from flows.tracked_stage import log_data, log_params, read_by
+from flows.tracked_stage import open_run, read_by
 from pipelines.plan import Plan
 
 NOTE_TAG = "mlflow.note.content"
@@ -64,16 +65,20 @@ class TrackedRun:
 
     def lost(self) -> bool:
         """Whether its process is gone without a word."""
-        if self.facts is None or self.facts["status"] != "RUNNING":
+        return self.facts is not None and self.facts["status"] == "RUNNING" and not self.live()
+
+    def live(self) -> bool:
+        """Whether its process is there."""
+        if not (self.folder / "lock").exists():
             return False
-        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(self.folder / "lock", os.O_RDWR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
+            return True
         finally:
             os.close(fd)
-        return True
+        return False
 
     def sent(self, server: str) -> Sent:
         """What a server has of it."""
@@ -81,21 +86,19 @@ class TrackedRun:
 
     def open(self, server: MlflowServer) -> str | None:
         """The run's id on the server, where it is made unless it is there; raises MlflowException or OSError."""
-        facts, sent = self.facts, self.sent(server.name)
-        if facts is None or (sent.run_id is not None and server.has(sent.run_id)):
-            return sent.run_id
-        client, experiment = server.client, server.experiment(facts["experiment"])
-        run = str(client.create_run(experiment, run_name=facts["name"], tags=facts["tags"]).info.run_id)
-        sent.made(run)
-        log_params(client, run, facts["params"])
-        log_data(client, run, facts["data"])
-        self._send_files(server, run)
-        return run
+        sent = self.sent(server.name)
+        if (facts := self.facts) is None:
+            return None
+        with sent.held() as free:
+            if free and not sent.has("described"):
+                own = {name: facts["tags"][name] for name in ("align.run_id", "align.kind")}
+                self._send_files(server, open_run(server, sent, facts, own, facts["tags"]))
+        return sent.run_id
 
     def close(self, server: MlflowServer, stages: Sequence[Mapping[str, Any]]) -> None:
         """Description, figures and artifacts of a run that has ended, and links to its stages' runs."""
         run, facts, sent = self.open(server), self.facts, self.sent(server.name)
-        if run is None or facts is None or facts["status"] == "RUNNING" or sent.complete:
+        if run is None or facts is None or facts["status"] == "RUNNING" or sent.has("complete"):
             return
         self._send_files(server, run)
         tags = [RunTag(NOTE_TAG, note(server.experiment(facts["experiment"]), stages, facts)[:NOTE_LIMIT])]
@@ -104,16 +107,14 @@ class TrackedRun:
         points = [Metric(name, value, at, 0) for name, value in numbers(facts["metrics"]).items()]
         server.client.log_batch(run, metrics=points, tags=tags)
         server.client.set_terminated(run, facts["status"], end_time=at)
-        sent.close()
+        sent.mark("complete")
 
     def _send_files(self, server: MlflowServer, run: str) -> None:
         for path in sorted(self.files.iterdir()):
             server.client.log_artifact(run, str(path))
 
     def _write(self, facts: Mapping[str, Any]) -> None:
-        aside = self._facts.with_suffix(".part")
-        aside.write_text(json.dumps(facts))
-        aside.replace(self._facts)
+        write_whole(self._facts, json.dumps(facts))
 
 
 def note(experiment: str, stages: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:

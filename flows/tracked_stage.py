@@ -15,11 +15,13 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
+from artifacts.jsonl import read_jsonl
 from artifacts.manifest import Manifest
 from artifacts.store import Store
-from flows.artifact_links import link_files
+from artifacts.syncing import write_whole
+from flows.artifact_files import put_files
 from flows.mlflow_server import KEY_TAG, USES_TAG, MlflowServer
-from flows.points import log_table, numbers, send_points
+from flows.points import accepted, log_table, numbers, send_points
 from flows.sent import Sent
 from pipelines.curves import curves
 from pipelines.plan import Planned
@@ -58,7 +60,7 @@ class TrackedStage:
     def note(self, planned: Planned, experiment: str, run_id: str) -> None:
         """Write down what the run is to carry. A run that goes on stays under the parent that it began under."""
         for sent in self.folder.glob("*/"):
-            Sent(sent).reopen()
+            Sent(sent).unmark("complete")
         if self.facts is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,47 +69,67 @@ class TrackedStage:
             "params": {**flat(planned.stage.settings()), "uses": planned.uses},
             "data": [*read_by(planned), *_data_stages(planned)],
         }  # fmt: skip
-        (self.folder / "facts.json").write_text(json.dumps(facts))
+        write_whole(self.folder / "facts.json", json.dumps(facts))
 
     def sent(self, server: str) -> Sent:
         """What a server has of it."""
         return Sent(self.folder / server)
 
-    def send(self, server: MlflowServer, parent: str | None, status: str) -> None:
+    def send(self, server: MlflowServer, parent: str | None, status: str) -> bool:
         """All that the server lacks, and the status that the run has now; raises MlflowException or OSError.
 
-        Does nothing for a stage that someone else is sending just now.
+        False for a stage that someone else is sending just now.
         """
         sent = self.sent(server.name)
         with sent.held() as free:
-            if not free or sent.complete or self.facts is None:
-                return
+            if not free or sent.has("complete") or self.facts is None:
+                return free
             run = self._open(server, sent, parent)
             if status == "FINISHED" and self.result.exists():
                 send_points(server.client, run, self.result, sent)
                 _send_result(server.client, run, self.result)
-                sent.close()
+                sent.mark("complete")
             else:
                 send_points(server.client, run, self.draft, sent)
-            if server.client.get_run(run).info.status == status:
-                return
-            if status == "RUNNING":
-                server.client.update_run(run, status=status)
-            else:
-                server.client.set_terminated(run, status)
+            if server.client.get_run(run).info.status != status:
+                _set_status(server.client, run, status)
+        return True
+
+    def take_over(self, server: MlflowServer, run: str) -> None:
+        """Go on in a run that another machine began."""
+        sent = self.sent(server.name)
+        sent.made(run)
+        sent.mark("described")
 
     def _open(self, server: MlflowServer, sent: Sent, parent: str | None) -> str:
-        if sent.run_id is not None and server.has(sent.run_id):
-            return sent.run_id
         facts = self.facts
         assert facts is not None
-        tags = {KEY_TAG: self.key, USES_TAG: self.uses, PARENT_TAG: parent or "", "align.kind": "stage"}
-        experiment = server.experiment(facts["experiment"])
-        run = str(server.client.create_run(experiment, run_name=facts["name"], tags=tags).info.run_id)
+        own = {KEY_TAG: self.key, "align.run_id": facts["run_id"], "align.kind": "stage"}
+        more = {USES_TAG: self.uses, PARENT_TAG: parent or ""}
+        return open_run(server, sent, facts, own, more)
+
+
+def open_run(
+    server: MlflowServer, sent: Sent, facts: Mapping[str, Any], own: Mapping[str, str], more: Mapping[str, str]
+) -> str:
+    """The run with the tags `own`, made unless it is there, with its parameters and data sets."""
+    run = sent.run_id
+    if run is None or not server.has(run):
+        # Whoever made it may have died before it was noted here.
+        run = server.find(facts["experiment"], own) or server.make(facts["experiment"], facts["name"], {**own, **more})
         sent.made(run)
+    if not sent.has("described"):
         log_params(server.client, run, facts["params"])
         log_data(server.client, run, facts["data"])
-        return run
+        sent.mark("described")
+    return run
+
+
+def _set_status(client: MlflowClient, run: str, status: str) -> None:
+    if status == "RUNNING":
+        client.update_run(run, status=status)
+    else:
+        client.set_terminated(run, status)
 
 
 def _send_result(client: MlflowClient, run: str, folder: Path) -> None:
@@ -121,15 +143,15 @@ def _send_result(client: MlflowClient, run: str, folder: Path) -> None:
         metrics=[Metric(name, value, made, step) for name, value in new.items()],
         tags=[RunTag("align.digest", manifest.digest), RunTag("align.path", str(folder / "out"))],
     )
-    link_files(client, run, folder / "out", "output")
+    put_files(client, run, folder / "out", "output")
     for name in ("manifest.json", "metrics.jsonl", "samples.jsonl", "key.json", "log.txt"):
         if (folder / name).exists():
-            link_files(client, run, folder / name, "stage")
+            put_files(client, run, folder / name, "stage")
     if (figure := curves(folder / "metrics.jsonl")) is not None:
         client.log_figure(run, figure, "curves.png")
     completions = folder / "out" / "completions.jsonl"
     if completions.exists():
-        rows = [json.loads(line) for line in completions.read_text().splitlines()[:TABLE_ROWS]]
+        rows = read_jsonl(completions)[:TABLE_ROWS]
         shown = [name for name in ("prompt", "completion", "passed", "score", "truncated") if name in rows[0]]
         log_table(client, run, [{name: row.get(name) for name in shown} for row in rows], "completions.json")
 
@@ -153,7 +175,7 @@ def _data_stages(planned: Planned) -> list[dict[str, str]]:
 
 def log_params(client: MlflowClient, run: str, params: Mapping[str, Any]) -> None:
     """Parameters, however many."""
-    entries = [Param(name, str(value)[:6000]) for name, value in params.items()]
+    entries = [Param(accepted(name), str(value)[:6000]) for name, value in params.items()]
     for start in range(0, len(entries), 100):
         client.log_batch(run, params=entries[start : start + 100])
 
@@ -182,8 +204,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def last_point(metrics: Path) -> tuple[int, dict[str, float]]:
     """The last step, so that headline values count as the latest, and what each metric was when it was last logged."""
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    points = [json.loads(line) for line in lines]
+    points = read_jsonl(metrics) if metrics.exists() else []
     last: dict[str, float] = {}
     for point in points:
         last |= point["metrics"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from mlflow.exceptions import MlflowException
 
 from artifacts.store import Store
 from flows.courier import Courier
+from flows.elsewhere import fetch
 from flows.mlflow_server import MlflowServer
+from flows.records import RunRecord
+from flows.sync import send_run
 from flows.tracked_run import TrackedRun
 from flows.tracked_stage import TrackedStage
 from flows.watch import Watcher
@@ -30,9 +34,9 @@ class Tracker:
     """What a flow says of itself; `server` is None where tracking is offline."""
 
     def __init__(self, store: Store, plan: Plan, run_id: str, server: MlflowServer | None, watcher: Watcher) -> None:
-        self.store, self.plan, self.server = store, plan, server
+        self.store, self.plan, self.server, self.watcher = store, plan, server, watcher
         self.run = TrackedRun(store.home, run_id)
-        self.courier = Courier(server, self.run, watcher) if server is not None else None
+        self.courier = Courier(server, watcher) if server is not None else None
         self._known: dict[str, str | None] = {}
 
     @classmethod
@@ -49,27 +53,35 @@ class Tracker:
             tracker.courier.start()
         return tracker
 
+    def fetched(self, planned: Planned) -> bool:
+        """Whether another machine had made this stage, and its result is here now; its checkpoint may be, if not."""
+        if self.server is None or self.courier is None or self.courier.lost:
+            return False
+        say = partial(self.watcher.line, planned.label)
+        return fetch(self.server, self.store, planned.uses, planned.key, say)
+
     @contextmanager
     def following(self, planned: Planned) -> Iterator[None]:
-        """Has the stage's run fed from its draft while the stage works, the same run when it goes on."""
+        """Has the stage's run fed from its draft until its result is committed, the same run when it goes on."""
         stage = TrackedStage(self.store, planned.uses, planned.key)
         stage.note(planned, self.plan.recipe.name, self.run.folder.name)
         status = "FAILED"
         self._carry(stage, "RUNNING")
         try:
             yield
-            status = "RUNNING"
-        except KeyboardInterrupt:
+            status = "FINISHED"
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, or Prefect's own, for a flow run that was cancelled
             status = "KILLED"
             raise
         finally:
             self._carry(stage, status)
-            if self.courier is not None:
-                self.courier.hurry(HURRY_S)
 
-    def finished(self, planned: Planned) -> None:
-        """The stage's result is in the store."""
-        self._carry(TrackedStage(self.store, planned.uses, planned.key), "FINISHED")
+    def hurry(self) -> None:
+        """Send now what there is, and wait for it a little."""
+        if self.courier is not None:
+            self.courier.hurry(HURRY_S)
 
     def _carry(self, stage: TrackedStage, status: str) -> None:
         if self.courier is not None:
@@ -80,17 +92,24 @@ class Tracker:
         """The parent run, once the server has it."""
         return self.run.sent(self.server.name).run_id if self.server is not None else None
 
+    def cached(self, planned: Planned) -> None:
+        """A stage that need not run: its run may lack the end, or may have been made from elsewhere."""
+        self._carry(TrackedStage(self.store, planned.uses, planned.key), "FINISHED")
+        server = self.server
+        if server is not None and self.courier is not None and self.run_of(planned.uses, planned.key) is None:
+            key = planned.key
+            self.courier.also(lambda: self._known.update({key: server.run_of(key)}))
+
     def run_of(self, uses: str, key: str) -> str | None:
-        """A stage's run, made now or earlier, from here or from another machine; None if none is known."""
+        """A stage's run, made now or earlier, from here or from another machine; None if none is known yet."""
         if self.server is None:
             return None
-        own = TrackedStage(self.store, uses, key).sent(self.server.name).run_id
-        if own is None and key not in self._known and self.store.folder(uses, key).exists():
-            try:
-                self._known[key] = self.server.run_of(key)
-            except MlflowException:
-                return None
-        return own or self._known.get(key)
+        return TrackedStage(self.store, uses, key).sent(self.server.name).run_id or self._known.get(key)
+
+    def also(self, record: RunRecord) -> None:
+        """Send what MLflow lacks of another run too."""
+        if self.courier is not None and self.server is not None:
+            self.courier.also(partial(send_run, self.server, self.store, record))
 
     def file(self, name: str) -> Path:
         """Where to put what is to be an artifact of the parent run."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from artifacts.jsonl import read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ SMOOTHED_FROM = 20
 
 def curves(metrics: Path, title: str = "") -> Figure | None:
     """Up to six metrics against samples seen; None where there are no two points of any."""
-    points = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    points = read_jsonl(metrics) if metrics.exists() else []
     series = {name: _series(points, name) for name, _ in PANELS}
     shown = [(name, label) for name, label in PANELS if len(series[name][0]) > 1][:SHOWN]
     if not shown:

@@ -70,7 +70,7 @@ class StepLog:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text().split("\n"):
             try:
                 point = json.loads(line)
             except ValueError:  # the process died inside this line

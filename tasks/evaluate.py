@@ -16,6 +16,7 @@ from pydantic import Field
 
 from artifacts.errors import DataError
 from artifacts.fingerprint import canonical
+from artifacts.jsonl import read_jsonl
 from artifacts.kinds import Artifact, Dataset, Model, Report, RewardModel
 from tasks.checks import passes
 from tasks.context import Context
@@ -153,4 +154,4 @@ def by_kind(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def read_completions(report: Path) -> list[dict[str, Any]]:
     """The completions of a report, in the order of the held-out rows."""
-    return [json.loads(line) for line in (report / "completions.jsonl").read_text().splitlines()]
+    return read_jsonl(report / "completions.jsonl")

@@ -67,7 +67,7 @@ class PPO(Online):
     total_episodes: int | None = Field(None, ge=1)
     """Episodes in all, rounded up to whole rollouts; by default one pass over the prompts."""
     whiten_rewards: bool = False
-    """Divide rewards by their spread in each rollout; this rescales `kl_coef` silently."""
+    """Bring rewards to variance 1 around their own mean in each rollout; this rescales `kl_coef` silently."""
     whiten_advantages: bool = True
     """Bring advantages to mean 0 and variance 1 in each rollout."""
     stop_token: str | None = "eos"

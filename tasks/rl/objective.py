@@ -46,7 +46,7 @@ def token_rewards(scores: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """To variance 1 (biased, as in the original code) and mean 0 over all tokens in the mask, 0 outside it.
 
-    Without `shift_mean` the mean stays what it was: rewards keep their sign.
+    Without `shift_mean` they keep the mean that they had; single values may change their sign, as in the original code.
     """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)

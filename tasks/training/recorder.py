@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from artifacts.errors import InterruptedStage, NumberError
+from artifacts.jsonl import read_jsonl
 from tasks.context import Context
 from tasks.settings import Training
 from tasks.training.checkpoints import publish, require_space
@@ -100,7 +100,7 @@ class StepRecorder(TrainerCallback):
     def points(self) -> list[dict[str, Any]]:
         """What has been logged so far."""
         path = self.ctx.metrics.path
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_jsonl(path) if path.exists() else []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         named = {self.renamed(name): float(value) for name, value in (logs or {}).items() if value is not None}

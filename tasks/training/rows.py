@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from artifacts.jsonl import read_jsonl
 from artifacts.kinds import Dataset
 
 T = TypeVar("T")
@@ -18,8 +18,7 @@ MEGA = 8
 
 def load_rows(data: Dataset, split: Literal["train", "test"]) -> list[dict[str, Any]]:
     """The rows of a split, with their token ids."""
-    path = Path(data.path) / f"{split}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_jsonl(Path(data.path) / f"{split}.jsonl")
 
 
 def pair_ids(row: dict[str, Any]) -> dict[str, list[int]]:

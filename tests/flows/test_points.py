@@ -95,6 +95,23 @@ def test_two_that_send_the_same_run_do_not_do_it_at_once(sent, tmp_path):
 
 def test_a_run_made_anew_on_a_server_has_nothing_yet(sent):
     sent.add(["1 train/loss"])
-    sent.close()
+    sent.mark("complete")
     sent.made("another")
-    assert sent.run_id == "another" and not sent.points() and not sent.complete
+    assert sent.run_id == "another" and not sent.points() and not sent.has("complete")
+
+
+def test_points_that_arrived_unnoticed_are_not_sent_again(client, run, sent, draft):
+    """The process died between the server's answer and its own note of it; trained again, the point has a new time."""
+    (draft / "metrics.jsonl").write_text(line(metrics={"train/loss": 1.5}))
+    send_points(client, run, draft, sent)
+    (sent.folder / "points.txt").unlink()
+    sent.mark("pending")
+    (draft / "metrics.jsonl").write_text(line(metrics={"train/loss": 1.5}) + line(metrics={"train/other": 2.0}))
+    send_points(client, run, draft, sent)
+    assert len(client.get_metric_history(run, "train/loss")) == len(client.get_metric_history(run, "train/other")) == 1
+
+
+def test_an_odd_name_costs_no_point(client, run, sent, draft):
+    (draft / "metrics.jsonl").write_text(line(metrics={"objective/rewards (2):f": 1.0, "train/loss": 1.5}))
+    send_points(client, run, draft, sent)
+    assert client.get_run(run).data.metrics == {"objective/rewards _2_:f": 1.0, "train/loss": 1.5}

@@ -1,0 +1,54 @@
+"""Runs that Prefect or MLflow would show as running for ever: their process is gone, or could not say how it ended."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from flows.records import RunRecord, load_records
+from flows.tracked_run import TrackedRun
+
+TOLD = "prefect_told"
+
+
+def end_all_lost(home: Path) -> list[RunRecord]:
+    """Every run under `home` whose process is gone without a word, ended."""
+    return [record for record in load_records(home) if end_lost(home, record)]
+
+
+def end_lost(home: Path, record: RunRecord) -> bool:
+    """Whether this run's process is gone without a word: it is KILLED then, and MLflow hears it next."""
+    run = TrackedRun(home, record.run_id)
+    if not run.lost():
+        return False
+    run.end("KILLED")
+    return True
+
+
+def tell_prefect(home: Path, record: RunRecord) -> None:
+    """How the run ended, if a Prefect server that can be reached still takes it for a running one; asks it once."""
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+    from prefect.settings import get_current_settings
+    from prefect.states import Completed, Crashed, Failed
+
+    run = TrackedRun(home, record.run_id)
+    facts = run.facts
+    if facts is None or facts.get(TOLD) or run.live() or get_current_settings().api.url is None:
+        return
+    ends: dict[str, Any] = {
+        "FINISHED": Completed(),
+        "FAILED": Failed(),
+        "KILLED": Crashed(message="its process was killed"),
+    }
+    if record.flow_run_id is None or facts["status"] not in ends:
+        return
+    flow_run = UUID(record.flow_run_id)
+    with suppress(PrefectException, HTTPError), get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run).state
+        if state is None or not state.is_final():
+            client.set_flow_run_state(flow_run, ends[facts["status"]], force=True)
+        run.end(facts["status"], **{TOLD: True})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,7 +25,8 @@ class MlflowServer:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-        self.client = MlflowClient(tracking_uri=self.uri)
+        with self._alone():
+            self.client = MlflowClient(tracking_uri=self.uri)  # makes the database
         self.name = ""
         """How folders under `$ALIGN_HOME` tell servers apart: by a mark that each database is given, not by address."""
         self._experiments: dict[str, str] = {}
@@ -33,9 +36,10 @@ class MlflowServer:
         """The server, with these experiments; raises UserError within seconds if it does not answer."""
         server = cls(home)
         try:
-            for name in experiments:
-                server.experiment(name)
-            server.name = server._mark()
+            with server._alone():
+                for name in experiments:
+                    server.experiment(name)
+                server.name = server._mark()
         except MlflowException as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(
@@ -48,6 +52,19 @@ class MlflowServer:
     def is_own(self) -> bool:
         """Whether it is the database of this home: what it knows, the store has."""
         return self.uri.startswith("sqlite:")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two processes that make this home's database at once would spoil it for each other."""
+        place = self.home / "locks"
+        place.mkdir(parents=True, exist_ok=True)
+        fd = os.open(place / "mlflow", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if self.is_own:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _mark(self) -> str:
         """Its mark, a tag of the experiment that every server has, whoever asks first."""
@@ -67,7 +84,12 @@ class MlflowServer:
     def _make(self, name: str) -> str:
         place = (self.home / "mlflow" / quote(name, safe="")).as_uri() if self.uri.startswith("sqlite:") else None
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
+        try:
+            return str(self.client.create_experiment(name, artifact_location=place, tags=tags))
+        except MlflowException:
+            if (found := self.client.get_experiment_by_name(name)) is None:  # else someone was quicker
+                raise
+            return str(found.experiment_id)
 
     def run_of(self, key: str) -> str | None:
         """The run of the stage with this key, in whichever experiment it was first made."""

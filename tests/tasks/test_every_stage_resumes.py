@@ -137,12 +137,14 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(u
     assert attempt(undisturbed) == 0, (undisturbed.draft / "log.txt").read_text()
     seconds = time.monotonic() - started
 
-    draw, statuses = random.Random(uses), []
+    draw = random.Random(uses)
     if uses in WITH_CHECKPOINTS:
-        statuses += [attempt(disturbed, dies_before_manifest=number) for number in (1, 3)]
+        statuses = [attempt(disturbed, dies_before_manifest=number) for number in (1, 3)]
         assert statuses == [-signal.SIGKILL] * 2, (disturbed.draft / "log.txt").read_text()
-    statuses += [attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * seconds) for _ in range(2)]
-    assert -signal.SIGKILL in statuses
+    ends: list[int] = []
+    while len(ends) < 2 or -signal.SIGKILL not in ends:  # a busy machine may have slowed the undisturbed run alone
+        assert len(ends) < 10
+        ends.append(attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * 0.9 ** len(ends) * seconds))
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
 
     assert left_by(disturbed) == left_by(undisturbed)

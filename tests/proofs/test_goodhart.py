@@ -86,9 +86,9 @@ def test_every_policy_starts_as_the_reference_and_none_is_better_than_possible(s
     for one in seeds:
         for name in METHODS:
             start = one.curves[name][0]
-            assert math.isclose(start.kl, 0, abs_tol=1e-9) and math.isclose(start.gold, 0, abs_tol=1e-9)
+            assert math.isclose(start.kl, 0, abs_tol=1e-6) and math.isclose(start.gold, 0, abs_tol=1e-6)
             for point in one.curves[name]:
-                assert point.kl > -1e-9
+                assert point.kl > -1e-6
                 assert all(point.gold <= best.gold for best in one.frontier if best.kl >= point.kl)
 
 

@@ -5,13 +5,12 @@ A folder first moves to `trash/` in one step, so that the store never holds half
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.locking import held
 from artifacts.store import Store
 
 DAY_S = 86_400.0
@@ -51,7 +50,7 @@ def remove(store: Store, garbage: Garbage) -> bool:
     """Take it away, unless someone has begun to work on it; says whether it is gone."""
     trash = store.home / "trash"
     if garbage.folder.parent != trash:
-        with _lock(store, garbage.folder.name) as free:
+        with held(store.home / "locks" / garbage.folder.name) as free:
             if not free:
                 return False
             trash.mkdir(exist_ok=True)
@@ -72,29 +71,7 @@ def _touched(folder: Path) -> float:
     return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
-class _lock:  # noqa: N801  (reads as a context manager)
-    """Whether the key behind a folder's name is free; held, if so, until the end of the block."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self.path = store.home / "locks" / name
-        self.fd: int | None = None
-
-    def __enter__(self) -> bool:
-        if not self.path.exists():
-            return True
-        self.fd = os.open(self.path, os.O_RDWR)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def __exit__(self, *error: object) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-
-
 def worked_on(store: Store, name: str) -> bool:
     """Whether somebody holds the key behind this folder's name."""
-    with _lock(store, name) as free:
+    with held(store.home / "locks" / name) as free:
         return not free

@@ -16,6 +16,8 @@ from mlflow.tracking import MlflowClient
 
 CHECKPOINTS = "checkpoints"
 HISTORY = ("metrics.jsonl", "samples.jsonl")
+STAGE_FILES = ("manifest.json", *HISTORY, "key.json", "log.txt")
+"""What lies beside a result, and goes with it."""
 
 
 def local_folder(client: MlflowClient, run: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from flows.mlflow_server import MlflowServer
 from flows.tracked_run import TrackedRun
@@ -51,8 +52,7 @@ class Courier(threading.Thread):
 
     def deliver(self) -> bool:
         """Try to send everything; says whether all of it is there."""
-        sent = [self._try(lambda stage=stage, status=status: self._stage(stage, status))  # type: ignore[misc]
-                for stage, status in list(self._stages.items())]  # fmt: skip
+        sent = [self._try(partial(self._stage, stage, status)) for stage, status in list(self._stages.items())]
         while self._errands and self._try(self._errands[0]):
             del self._errands[0]
         self._rounds += 1
@@ -89,7 +89,7 @@ class Courier(threading.Thread):
             done = action() is not False
         except FileNotFoundError:  # a draft that became a result, a checkpoint that made way
             return False
-        except Exception as error:
+        except Exception as error:  # whatever it is, no run ends for what MLflow, or our way to it, does
             if not self.lost:
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 self.watcher.line("mlflow", f"does not take what it is sent; it waits on disk: {reason}")

@@ -14,12 +14,11 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from artifacts.store import Store
-from flows.artifact_files import CHECKPOINTS, HISTORY
+from flows.artifact_files import CHECKPOINTS, HISTORY, STAGE_FILES
 from flows.mlflow_server import KEY_TAG, MlflowServer
 from flows.tracked_stage import TrackedStage
 from tasks.training.checkpoints import damage
 
-STAGE_FILES = ("manifest.json", "metrics.jsonl", "samples.jsonl", "key.json", "log.txt")
 Say = Callable[[str], None]
 
 

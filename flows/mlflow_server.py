@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from artifacts.errors import UserError
+from artifacts.locking import held
 
 MARK_TAG = "align.server"
 KEY_TAG, USES_TAG = "align.key", "align.uses"
@@ -56,15 +56,8 @@ class MlflowServer:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Two processes that make this home's database at once would spoil it for each other."""
-        place = self.home / "locks"
-        place.mkdir(parents=True, exist_ok=True)
-        fd = os.open(place / "mlflow", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if self.is_own:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+        with held(self.home / "locks" / "mlflow", wait=True) if self.is_own else nullcontext():
             yield
-        finally:
-            os.close(fd)
 
     def _mark(self) -> str:
         """Its mark, a tag of the experiment that every server has, whoever asks first."""

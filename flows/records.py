@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UserError
+from artifacts.syncing import write_whole
 from flows.execute import StageResult, missing
 from pipelines.plan import Plan
 from pipelines.problems import did_you_mean
@@ -51,11 +52,9 @@ class RunRecord:
         file = self.file(home)
         stat = file.stat() if as_of_before else None
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
-        aside.write_text(json.dumps(self.as_dict(), indent=1))
+        write_whole(file, json.dumps(self.as_dict(), indent=1))
         if stat is not None:
-            os.utime(aside, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        aside.replace(file)
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     @property
     def reports(self) -> dict[str, Path]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artifacts.locking import held
 from artifacts.syncing import write_whole
 
 
@@ -27,17 +26,8 @@ class Sent:
     @contextmanager
     def held(self) -> Iterator[bool]:
         """Whether nobody else is sending this run; nobody does until the end of the block."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(fd)
+        with held(self.folder / "lock") as free:
+            yield free
 
     @property
     def run_id(self) -> str | None:

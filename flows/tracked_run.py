@@ -17,6 +17,7 @@ from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
+from artifacts.locking import held
 from artifacts.syncing import write_whole
 from flows.mlflow_server import MlflowServer
 from flows.points import numbers
@@ -71,14 +72,8 @@ class TrackedRun:
         """Whether its process is there."""
         if not (self.folder / "lock").exists():
             return False
-        fd = os.open(self.folder / "lock", os.O_RDWR)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        with held(self.folder / "lock") as free:
+            return not free
 
     def sent(self, server: str) -> Sent:
         """What a server has of it."""

@@ -19,7 +19,7 @@ from artifacts.jsonl import read_jsonl
 from artifacts.manifest import Manifest
 from artifacts.store import Store
 from artifacts.syncing import write_whole
-from flows.artifact_files import put_files
+from flows.artifact_files import STAGE_FILES, put_files
 from flows.mlflow_server import KEY_TAG, USES_TAG, MlflowServer
 from flows.points import accepted, log_table, numbers, send_points
 from flows.sent import Sent
@@ -144,7 +144,7 @@ def _send_result(client: MlflowClient, run: str, folder: Path) -> None:
         tags=[RunTag("align.digest", manifest.digest), RunTag("align.path", str(folder / "out"))],
     )
     put_files(client, run, folder / "out", "output")
-    for name in ("manifest.json", "metrics.jsonl", "samples.jsonl", "key.json", "log.txt"):
+    for name in STAGE_FILES:
         if (folder / name).exists():
             put_files(client, run, folder / name, "stage")
     if (figure := curves(folder / "metrics.jsonl")) is not None:

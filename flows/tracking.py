@@ -65,15 +65,13 @@ class Tracker:
         """Has the stage's run fed from its draft until its result is committed, the same run when it goes on."""
         stage = TrackedStage(self.store, planned.uses, planned.key)
         stage.note(planned, self.plan.recipe.name, self.run.folder.name)
-        status = "FAILED"
-        self._carry(stage, "RUNNING")
+        status = "RUNNING"
+        self._carry(stage, status)
         try:
             yield
             status = "FINISHED"
-        except Exception:
-            raise
-        except BaseException:  # Ctrl-C, or Prefect's own, for a flow run that was cancelled
-            status = "KILLED"
+        except BaseException as error:  # no Exception: Ctrl-C, or Prefect's own, for a flow run that was cancelled
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
             raise
         finally:
             self._carry(stage, status)

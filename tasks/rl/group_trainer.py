@@ -99,7 +99,7 @@ def grouped(trainer: type, order: Order) -> type:
     """A TRL trainer class that takes prompts as ids, in our order."""
     score_labelled_positions_only()
 
-    class Grouped(Checked, trainer):  # type: ignore[misc,valid-type]
+    class Grouped(Checked, trainer):  # type: ignore[misc,valid-type]  # the base is only known when it runs
         def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return prompts, None, {}
 

@@ -25,7 +25,7 @@ def fuse(model: Any) -> int:
     fused = 0
     for layer in tuner_layers(model):
         if type(layer) is Linear and type(layer.base_layer) is nn.Linear and not layer.fan_in_fan_out:
-            layer.forward = _Forward(layer, layer.forward)  # type: ignore[method-assign]
+            layer.forward = _Forward(layer, layer.forward)  # type: ignore[method-assign]  # this layer's alone
             fused += 1
     return fused
 
@@ -41,11 +41,12 @@ class _Forward:
         names = [name for name in layer.active_adapters if name in layer.lora_A]
         plain = not (args or kwargs or layer.merged or layer.disable_adapters) and len(names) == 1
         if not plain or x.dtype != base.weight.dtype or base.weight.requires_grad or not self._only_lora(names[0]):
-            return self.eager(x, *args, **kwargs)  # type: ignore[no-any-return]
+            found: Tensor = self.eager(x, *args, **kwargs)
+            return found
         name = names[0]
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        found: Tensor = LoRALinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
-        return found
+        fused: Tensor = LoRALinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
+        return fused
 
     def _only_lora(self, name: str) -> bool:
         """Whether the adapter is two matrices and nothing else: no DoRA, no bias, no dropout now."""
@@ -62,7 +63,7 @@ class LoRALinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # torch declares it for any arguments, each function has its own
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
     ) -> Tensor:
         rows, low_down, low_up = x.reshape(-1, x.shape[-1]), down.to(x.dtype), up.to(x.dtype)

@@ -76,7 +76,7 @@ class Checked:
     """Mixed into a TRL trainer: a loss that is no number ends training before anything is stepped on."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]  # the trainer's, which comes after us
         if not loss.isfinite().all():
             raise NumberError(f"the loss became {float(loss)}")
         return loss
@@ -86,7 +86,7 @@ def ids_only(trainer: type, lengths: list[int], seed: int) -> type:
     """A TRL trainer class that takes rows of ids as they are, in our order."""
     score_labelled_positions_only()
 
-    class IdsOnly(Checked, trainer):  # type: ignore[misc,valid-type]
+    class IdsOnly(Checked, trainer):  # type: ignore[misc,valid-type]  # the base is only known when it runs
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 

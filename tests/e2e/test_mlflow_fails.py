@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,13 @@ def mlflow(tmp_path) -> Iterator[Mlflow]:
     server.start()
     yield server
     server.stop()
+
+
+def until_sft_has_a_point(shop: Shop, run: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(file.stat().st_size for file in (shop.home / "drafts").glob("sft-*/metrics.jsonl")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
+        time.sleep(0.05)
 
 
 def assert_complete(client: MlflowClient, record: dict) -> None:
@@ -57,11 +65,7 @@ def assert_nothing_left(shop: Shop, **environment: str) -> None:
 def test_a_server_that_dies_amid_a_stage_gets_all_when_it_is_back(mlflow, tmp_path):
     shop = Shop(tmp_path)
     run = shop.start("run", *RECIPE, "sft.epochs=6", "--json", MLFLOW_TRACKING_URI=mlflow.uri)
-    points = tmp_path / "align" / "drafts"
-    deadline = time.monotonic() + 120
-    while not any(file.stat().st_size for file in points.glob("sft-*/metrics.jsonl")):
-        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
-        time.sleep(0.05)
+    until_sft_has_a_point(shop, run)
     mlflow.stop()
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
@@ -92,10 +96,7 @@ def test_offline_nothing_is_asked_of_mlflow_and_sync_brings_all(first, tmp_path)
 def test_a_run_whose_process_was_killed_is_not_shown_as_running_for_ever(tmp_path):
     shop = Shop(tmp_path)
     run = shop.start("run", *RECIPE, "sft.epochs=40")
-    deadline = time.monotonic() + 120
-    while not any(file.stat().st_size for file in (shop.home / "drafts").glob("sft-*/metrics.jsonl")):
-        assert time.monotonic() < deadline and run.poll() is None
-        time.sleep(0.05)
+    until_sft_has_a_point(shop, run)
     time.sleep(3)  # the courier's round
     run.kill()
     run.communicate()

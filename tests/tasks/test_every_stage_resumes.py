@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from artifacts.fingerprint import file_digest
+from artifacts.jsonl import read_jsonl
 from tasks.context import Execution
 from tasks.job import Job
 from tasks.registry import STAGES
@@ -103,7 +104,7 @@ def left_by(job: Job) -> dict[str, Any]:
     lines = {}
     for name in ("metrics", "samples"):
         path = job.draft / f"{name}.jsonl"
-        lines[name] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines[name] = read_jsonl(path) if path.exists() else []
     points = [
         {**line, "time": 0, "metrics": {k: v for k, v in line["metrics"].items() if not k.startswith(UNTIMED)}}
         for line in lines["metrics"]

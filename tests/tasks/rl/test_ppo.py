@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from artifacts.errors import DataError, ModelError, RecipeError, UserError
-from artifacts.store import Store
-from pipelines.plan import make_plan
-from pipelines.recipe import load_recipe
 from tasks.context import Execution
 from tasks.ppo import PPO
 from tasks.rl import update
@@ -31,45 +23,15 @@ from tasks.training.logps import label_logps
 from tasks.training.models import load_model
 from tasks.training.rows import load_rows
 from tasks.training.scoring import load_head, load_reward, score, trunk_model
-from tests.conftest import chain
 from tests.tasks.rl.runs import (
     ONE_THREAD,
-    Ran,
-    World,
-    adapter_of,
-    base_in,
     furthest,
     loop_of,
-    one_thread,  # noqa: F401
     run,
     same,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
-    return {kind: World.build(tmp_path_factory.mktemp(kind), kind) for kind in ("llama", "gpt2")}
-
-
-@pytest.fixture(scope="module")
-def world(worlds: dict[str, World]) -> World:
-    return worlds["llama"]
-
-
-@pytest.fixture(scope="module")
-def cached(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
-    """A run of the small world, made once for all tests that ask for the same."""
-    made: dict[str, Ran] = {}
-
-    def get(**fields: Any) -> Ran:
-        name = repr(sorted(fields.items()))
-        if name not in made:
-            made[name] = run(tmp_path_factory.mktemp("run"), **world.fields(**fields))
-        return made[name]
-
-    return get
 
 
 class Watched:
@@ -461,252 +423,6 @@ def test_both_optimizers_use_the_scheduled_rates(world, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (used.append(self.param_groups[0]["lr"]), real(self))[1])
     run(tmp_path, **world.fields(learning_rate=4e-3, value_learning_rate=8e-3))
     assert used == pytest.approx([4e-3, 8e-3, 3e-3, 6e-3, 2e-3, 4e-3, 1e-3, 2e-3])
-
-
-# Settings
-
-
-BASE: dict[str, Any] = {}
-ADAPTIVE = {"kl_controller": "adaptive", "horizon": 40, "target_kl": 0.05, "total_episodes": 12}
-MORE = {"total_episodes": 16}
-SETTINGS: list[tuple[str, dict[str, Any], Any, str]] = [
-    ("kl_coef", BASE, 1.0, "policy"),
-    ("kl_controller", {**ADAPTIVE, "kl_controller": "fixed"}, "adaptive", "policy objective/kl_coef"),
-    ("target_kl", ADAPTIVE, 5.0, "policy objective/kl_coef"),
-    ("horizon", ADAPTIVE, 400, "policy objective/kl_coef"),
-    ("cliprange", BASE, 0.02, "policy policy/clipfrac_avg"),
-    ("cliprange_value", BASE, 0.01, "value val/clipfrac_avg"),
-    ("vf_coef", BASE, 0.001, "value"),
-    ("gamma", BASE, 0.5, "policy value"),
-    ("lam", BASE, 0.1, "policy value"),
-    ("num_ppo_epochs", BASE, 3, "policy value"),
-    ("num_mini_batches", BASE, 2, "policy value"),
-    ("batch_size", BASE, 8, "policy value"),
-    ("total_episodes", BASE, 12, "policy value"),
-    ("whiten_rewards", BASE, True, "policy value"),
-    ("whiten_advantages", BASE, False, "policy"),
-    ("stop_token", BASE, None, "policy completions/mean_length"),
-    ("stop_token", BASE, "g", "policy completions/mean_length"),
-    ("mask_truncated", BASE, True, "policy value"),
-    ("missing_eos_penalty", BASE, 1.0, "policy value objective/scores"),
-    ("cliprange_score", BASE, 0.1, "policy value objective/scores"),
-    ("learning_rate", BASE, 1e-3, "policy"),
-    ("value_learning_rate", BASE, 1e-3, "value"),
-    ("schedule", BASE, "constant", "policy value"),
-    ("schedule", BASE, "cosine", "policy value"),
-    ("warmup_ratio", BASE, 0.5, "policy value train/learning_rate"),
-    ("early_stop_kl", MORE, 1e-9, "policy policy/stopped_early"),
-    ("max_kl", MORE, 1e-9, "policy"),
-    ("ptx_coef", {"ptx_coef": 0.1, "ptx_data": "demonstrations"}, 1.0, "policy"),
-    ("ptx_data", {"ptx_coef": 0.1, "ptx_data": "demonstrations"}, "others", "policy loss/ptx_avg"),
-    ("top_layers", BASE, 1, "policy value"),
-    ("max_new_tokens", BASE, 5, "policy completions/max_length"),
-    ("temperature", BASE, 0.6, "policy policy/entropy"),
-    ("max_grad_norm", BASE, 1e-3, "policy value"),
-    ("reward_weight", BASE, 3.0, "policy value objective/scores"),
-    ("programs", BASE, {"checks": 1.0}, "policy value scores/checks"),
-    ("reward", {"programs": {"checks": 1.0}}, None, "policy value objective/scores"),
-    ("seed", BASE, 1, "policy value"),
-]
-ELSEWHERE = {
-    "policy": "every test here", "data": "every test here", "lora": "test_roles: a fresh adapter",
-    "eval_rows": "below: touches figures alone",
-    "sampling_batch_size": "test_sampler: changes nothing but the last bits",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def with_data(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Fields in which data sets stand by name, with the sets themselves."""
-    from tests.tasks.rl.runs import prompt_rows, write_rows
-
-    others = world.demonstrations.model_copy(
-        update={"key": "others", "path": write_rows(tmp_path_factory.mktemp("others") / "out", prompt_rows(7, seed=9))}
-    )
-    named = {"demonstrations": world.demonstrations, "others": others}
-    return lambda fields: {
-        name: named.get(value, value) if name == "ptx_data" else value for name, value in fields.items()
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("field", "before", "value", "changes"), SETTINGS, ids=[f"{name}={value}" for name, _, value, _ in SETTINGS]
-)
-def test_every_setting_acts(cached, with_data, field, before, value, changes):
-    base, changed = cached(**with_data(before)), cached(**with_data({**before, field: value}))
-    for what in changes.split():
-        if what == "policy":
-            assert not same(changed.adapter(), base.adapter())
-        elif what == "value":
-            ours, theirs = changed.value(), base.value()
-            shared = [name for name in ours if name in theirs]
-            assert any(not torch.equal(ours[name], theirs[name]) for name in shared)
-        else:
-            assert [p.get(what) for p in changed.points()] != [p.get(what) for p in base.points()]
-
-
-def test_every_field_is_in_the_table_above():
-    assert {name for name, *_ in SETTINGS} - {"seed"} | set(ELSEWHERE) == set(PPO.model_fields)
-
-
-def test_held_out_prompts_are_scored_before_and_after_and_change_no_bit_of_training(world, cached, tmp_path):
-    ran = run(tmp_path, **world.fields(eval_rows=4))
-    assert same(ran.adapter(), cached().adapter()) and ran.points() == cached().points()
-    figures = {"validation/score", "validation/kl", "validation/length"}
-    assert set(ran.metrics) - set(cached().metrics) == figures | {f"{name}_before" for name in figures}
-    assert ran.metrics["validation/kl_before"] == 0.0
-
-
-def test_truncated_completions_that_are_masked_teach_nothing_at_all(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.rl.loop.stop_ids", lambda *given: [])
-    ran = run(tmp_path, **world.fields(mask_truncated=True))
-    assert ran.only("completions/clipped_ratio") == [1.0, 1.0]
-    assert same(ran.adapter(), adapter_of(world.policy))
-
-
-def test_the_kl_coefficient_follows_the_controller(cached):
-    points = cached(**ADAPTIVE).points()
-    wanted = 0.05
-    for point in points:
-        assert point["objective/kl_coef"] == pytest.approx(wanted, rel=1e-12)
-        wanted *= 1 + min(max(point["objective/kl"] / 0.05 - 1, -0.2), 0.2) * 4 / 40
-    assert len(points) == 3
-
-
-def test_samples_are_kept_with_what_they_scored(cached):
-    samples = [line["sample"] for line in cached().lines("samples")]
-    assert len(samples) == 8
-    assert set(samples[0]) == {"episodes", "prompt", "completion", "score", "kl", "truncated"}
-    scores = [sample["score"] for sample in samples[:4]]
-    assert sum(scores) / 4 == pytest.approx(cached().points()[0]["objective/scores"], abs=1e-6)
-
-
-# Bad input
-
-
-def test_a_prompt_that_leaves_no_room_is_named(world, tmp_path):
-    with pytest.raises(DataError, match=r"row \d+: its prompt of \d tokens leaves no room for max_new_tokens 60"):
-        run(tmp_path, **world.fields(max_new_tokens=60))
-
-
-def test_a_stop_token_of_several_tokens_is_refused_before_training(world, tmp_path):
-    with pytest.raises(ModelError, match="stop_token"):
-        run(tmp_path, **world.fields(stop_token="ab"))
-    assert not (tmp_path / "metrics.jsonl").exists()
-
-
-def test_minibatches_must_divide_the_batch(world):
-    with pytest.raises(ValidationError, match="num_mini_batches: wanted a divisor of batch_size 4, got 3"):
-        PPO.model_validate(world.fields(num_mini_batches=3))
-
-
-@pytest.mark.parametrize("given", [{"ptx_coef": 0.5}, {"ptx_data": "demonstrations"}])
-def test_the_sft_term_needs_weight_and_data(world, with_data, given):
-    with pytest.raises(ValidationError, match="ptx_coef and ptx_data go together"):
-        PPO.model_validate(world.fields(**with_data(given)))
-
-
-def test_a_reward_model_on_another_base_is_refused_at_plan_time(world, tmp_path):
-    other = base_in(tmp_path / "other", seed=3)
-    stage = PPO.model_validate(world.fields(reward=world.reward.model_copy(update={"base": other})))
-    assert "give the stage that makes it the same base" in (stage.input_problem() or "")
-    assert PPO.model_validate(world.fields()).input_problem() is None
-
-
-def recipe(**fields: Any) -> dict[str, Any]:
-    """The chain with PPO after it."""
-    found = chain()
-    found["stages"]["ppo"] = {"uses": "ppo", "policy": "sft", "data": "pairs", "reward": "reward", **fields}
-    return found
-
-
-@pytest.fixture
-def problems(write_recipe: Callable[..., Path], store: Store) -> Callable[..., list[str]]:
-    def found(**fields: Any) -> list[str]:
-        path = write_recipe(recipe(**fields))
-        with pytest.raises(RecipeError) as caught:
-            make_plan(load_recipe(path), store)
-        return [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
-
-    return found
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"init_kl_coef": 0.2}, "ppo.init_kl_coef: no such field; write kl_coef: 0.2"),
-        ({"target": 6}, "ppo.target: no such field; write target_kl: 6"),
-        ({"ppo_epochs": 4}, "ppo.ppo_epochs: no such field; write num_ppo_epochs: 4"),
-        (
-            {"mini_batch_size": 8, "batch_size": 64},
-            "ppo.mini_batch_size: no such field; write num_mini_batches: 8 (batch_size 64 in minibatches of 8)",
-        ),
-        ({"mini_batch_size": 8}, "num_mini_batches: 4 (batch_size 32 in minibatches of 8)"),
-        ({"mini_batch_size": 7}, "num_mini_batches: the number of optimizer steps in a pass"),
-        ({"adap_kl_ctrl": True}, "ppo.adap_kl_ctrl: no such field; write kl_controller: adaptive"),
-        ({"adap_kl_ctrl": False}, "write kl_controller: fixed"),
-        ({"steps": 20_000}, "write total_episodes: 640000"),
-        ({"reward_model": "reward"}, "write reward: reward"),
-        ({"klcoef": 0.2}, "ppo.klcoef: no such field; did you mean 'kl_coef'?"),
-        ({"num_mini_batches": 5}, "ppo: num_mini_batches: wanted a divisor of batch_size 32, got 5"),
-        ({"cliprange": 0}, "ppo.cliprange: input should be greater than 0, got 0"),
-        ({"lora": {}}, "ppo: lora must be left out"),
-        ({"ptx_coef": 0.5, "ptx_data": "pairs"}, "ppo.ptx_data: wanted demonstrations, but 'pairs' makes preferences"),
-        ({"mask_truncated": True, "stop_token": None}, "ppo: mask_truncated"),  # nothing at all would be learned
-    ],
-    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
-)
-def test_one_thing_wrong(problems, fields, message):
-    (line,) = problems(**fields)
-    assert message in line
-
-
-def test_a_number_that_is_not_finite_is_the_users_mistake(write_recipe, store):
-    with pytest.raises(UserError, match="learning_rate"):
-        make_plan(load_recipe(write_recipe(recipe(learning_rate=math.inf))), store)
-
-
-def test_the_classic_configuration_is_translated_whole(problems):
-    lines = problems(init_kl_coef=0.2, target=6, ppo_epochs=4, mini_batch_size=4, batch_size=16, adap_kl_ctrl=True)
-    assert [line.partition("; write ")[2].split(" (")[0] for line in lines] == [
-        "kl_coef: 0.2", "target_kl: 6", "num_ppo_epochs: 4", "num_mini_batches: 4", "kl_controller: adaptive",
-    ]  # fmt: skip
-
-
-def test_a_reward_model_from_another_base_ends_the_plan(write_recipe, store):
-    found = recipe(reward="stranger")
-    found["stages"] |= {
-        "gpt2": {"uses": "base", "source": "builtin:tiny-gpt2"},
-        "theirs": {"uses": "data", "base": "gpt2", "form": "preferences", "source": "pairs.jsonl"},
-        "stranger": {"uses": "reward", "base": "gpt2", "data": "theirs"},
-    }
-    with pytest.raises(UserError, match="ppo: reward: wanted one made for the policy's base"):
-        make_plan(load_recipe(write_recipe(found)), store)
-
-
-@pytest.mark.parametrize("field", ["data", "ptx_data"])
-def test_data_rendered_for_another_base_ends_the_plan(write_recipe, store, field):
-    """Its token ids mean other words there."""
-    found = recipe(**{field: "theirs", **({"ptx_coef": 0.1} if field == "ptx_data" else {})})
-    form, source = ("preferences", "pairs.jsonl") if field == "data" else ("demonstrations", "rows.jsonl")
-    found["stages"] |= {
-        "gpt2": {"uses": "base", "source": "builtin:tiny-gpt2"},
-        "theirs": {"uses": "data", "base": "gpt2", "form": form, "source": source},
-    }
-    with pytest.raises(UserError, match=f"ppo: {field}: "):
-        make_plan(load_recipe(write_recipe(found)), store)
-
-
-def test_a_complete_policy_and_a_reward_model_of_another_tokenizer_are_refused(worlds, world, tmp_path):
-    """Such a policy may be a full fine-tune of the reward model's base, so keys can't tell; the vocabularies can."""
-    stage = world.fields(policy=base_in(tmp_path / "other", "gpt2", seed=4))
-    tokenizer = stage["policy"].path / "tokenizer.json"
-    text = json.loads(tokenizer.read_text())
-    vocabulary = text["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    tokenizer.write_text(json.dumps(text))
-    with pytest.raises(UserError):
-        run(tmp_path / "run", **stage)
 
 
 def test_the_prompts_of_the_test_split_are_never_trained_on(world, tmp_path):

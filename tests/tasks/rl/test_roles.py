@@ -30,7 +30,6 @@ from tests.tasks.rl.runs import (
     base_in,
     furthest,
     loop_of,
-    one_thread,  # noqa: F401
     reward_in,
     run,
     same,

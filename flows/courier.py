@@ -79,7 +79,10 @@ class Courier(threading.Thread):
         if (facts := stage.facts) is None:
             return True
         parent = TrackedRun(stage.store.home, facts["run_id"])  # of an earlier run, if the stage began in that
-        done = stage.send(self.server, parent.open(self.server), status)
+        run = parent.open(self.server)
+        if run is None and parent.facts is not None:  # someone else is making it just now
+            return False
+        done = stage.send(self.server, run, status)
         if done and status != "RUNNING" and self._stages.get(stage) == status:
             del self._stages[stage]
         return done

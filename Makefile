@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check proofs bench-ppo clean data constraints
+.PHONY: quickstart test check proofs faults bench-ppo clean data constraints
 
 quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
 
 test: $(READY)  ## all tests but the slow proofs
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadgroup
 
 proofs: $(READY)  ## the slow tests: the quickstart's real weights
 	$(BIN)/python -m pytest -q -m slow
+
+faults: $(READY)  ## two hundred faults, most of them real kills, and a table; options: make faults ARGS="--seed 3 --faults 40"
+	$(BIN)/python -m tests.faults $(ARGS)
 
 TRL := .venv-trl
 bench-ppo: $(READY) $(TRL)/.ready  ## our PPO beside TRL 1.12.0's, in turn; options: make bench-ppo ARGS="--turns 1"

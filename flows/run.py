@@ -31,22 +31,34 @@ def run_recipe(
     watcher = Watcher() if quiet else TerminalWatcher()
     WATCHER.set(watcher)
     print(f"{len(plan.stages)} stages; outputs go to {home}", file=sys.stderr)
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    _quieten()
     from httpx import HTTPError
 
     from flows.align import align
 
     signal.signal(signal.SIGTERM, _as_ctrl_c)
     failure: AlignError | None = None
+    prefect_left = False
     with watcher.showing() if isinstance(watcher, TerminalWatcher) else _nothing():
         try:
             align(str(recipe), dict(overrides), dict(execution), until, strict_env, offline)
         except AlignError as error:
             failure = error
         except HTTPError as error:  # Prefect's
-            failure = _without_prefect(home, watcher, error)
-    return _answer(home, watcher.run_id, failure, as_json)
+            failure, prefect_left = _without_prefect(home, watcher, error), True
+    status = _answer(home, watcher.run_id, failure, as_json)
+    if prefect_left:
+        sys.stdout.flush()
+        os._exit(status)  # its exit handlers would try to reach it for minutes; all of ours is done
+    return status
+
+
+def _quieten() -> None:
+    """Neither a log that people did not ask for, nor what Prefect says of its own threads when its server is away."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    logging.raiseExceptions = False
 
 
 def _without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignError | None:

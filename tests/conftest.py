@@ -22,6 +22,13 @@ DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("o
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes that share the tests, each takes whole files, and one all that build on the same run."""
+    for item in items:
+        shares_a_run = "first" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("first" if shares_a_run else str(item.path)))
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An `$ALIGN_HOME` of this test's own; nothing is in it, not even the folder."""

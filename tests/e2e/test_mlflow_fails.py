@@ -97,17 +97,20 @@ def test_a_run_whose_process_was_killed_is_not_shown_as_running_for_ever(tmp_pat
     shop = Shop(tmp_path)
     run = shop.start("run", *RECIPE, "sft.epochs=40")
     until_sft_has_a_point(shop, run)
-    time.sleep(3)  # the courier's round
-    run.kill()
-    run.communicate()
     client = MlflowClient(f"sqlite:///{shop.home / 'mlflow.db'}")
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
 
     def states() -> dict[str, str]:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         return {run.data.tags["align.kind"]: run.info.status for run in client.search_runs(experiments)
                 if run.data.tags.get("align.uses", "sft") == "sft"}  # fmt: skip
 
-    assert states() == {"pipeline": "RUNNING", "stage": "RUNNING"}
+    running, deadline = {"pipeline": "RUNNING", "stage": "RUNNING"}, time.monotonic() + 30
+    while states() != running:
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.2)
+    run.kill()
+    run.communicate()
+    assert states() == running
     assert shop.align("sync").status == 0
     assert states() == {"pipeline": "KILLED", "stage": "KILLED"}
 

@@ -3,81 +3,56 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.e2e.mlflow_servers import free_port
+from tests.e2e.prefect_server import Prefect
 
 pytestmark = pytest.mark.e2e
 
 
-def call(url: str, body: dict | None = None):
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.loads(answer.read())
+@pytest.fixture(scope="module")
+def prefect(shop):
+    server = Prefect(shop.environment)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")
-def prefect_server(shop):
-    port = free_port()
-    process = subprocess.Popen(
-        [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", str(port), "--no-ui"],
-        env={**shop.environment, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    api = f"http://127.0.0.1:{port}/api"
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            call(f"{api}/health")
-            break
-        except OSError:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.3)
-    yield api
-    process.terminate()
-    process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def served(first, shop, prefect_server):
+def served(first, shop, prefect):
     """A run against the server, in which dpo and what follows is made."""
-    answer = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect_server)
+    answer = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect.api)
     assert answer.status == 0, answer.err
     return answer.json
 
 
-def test_the_flow_run_with_its_parameters_and_tasks_is_in_prefect(served, prefect_server):
-    run = call(f"{prefect_server}/flow_runs/{served['flow_run_id']}")
+def test_the_flow_run_with_its_parameters_and_tasks_is_in_prefect(served, prefect):
+    run = prefect.call(f"/flow_runs/{served['flow_run_id']}")
     assert run["state_type"] == "COMPLETED"
     assert run["parameters"]["overrides"] == {"dpo.beta": 0.7}
     where = {"flow_runs": {"id": {"any_": [served["flow_run_id"]]}}}
-    tasks = call(f"{prefect_server}/task_runs/filter", where)
+    tasks = prefect.call("/task_runs/filter", where)
     states = {task["name"].rsplit("-", 1)[0]: task["state_name"] for task in tasks}
     assert states["dpo"] == "Completed" and states["eval_dpo"] == "Completed"
     assert set(states) == {stage["name"] for stage in served["stages"]}
 
 
-def test_a_stage_made_before_is_cached_in_prefect_too(served, shop, prefect_server):
-    again = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect_server).json
+def test_a_stage_made_before_is_cached_in_prefect_too(served, shop, prefect):
+    again = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect.api).json
     where = {"flow_runs": {"id": {"any_": [again["flow_run_id"]]}}}
-    tasks = call(f"{prefect_server}/task_runs/filter", where)
+    tasks = prefect.call("/task_runs/filter", where)
     assert {task["state_name"] for task in tasks} == {"Cached"}
 
 
-def test_logs_and_a_summary_with_links_are_in_prefect(served, prefect_server):
-    logs = call(f"{prefect_server}/logs/filter", {"logs": {"flow_run_id": {"any_": [served["flow_run_id"]]}}})
+def test_logs_and_a_summary_with_links_are_in_prefect(served, prefect):
+    logs = prefect.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [served["flow_run_id"]]}}})
     assert any("trains" in log["message"] and "dpo" in log["message"] for log in logs)
-    found = call(
-        f"{prefect_server}/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [served["flow_run_id"]]}}}
-    )
+    found = prefect.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [served["flow_run_id"]]}}})
     summary = next(artifact["data"] for artifact in found if artifact["key"] == "summary")
     assert served["run_id"] in summary and "| dpo | ran |" in summary and "](http" in summary
 

@@ -6,7 +6,6 @@ import everything anew; they are killed for real.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -19,12 +18,11 @@ from typing import Any
 
 import pytest
 
-from artifacts.fingerprint import file_digest
-from artifacts.jsonl import read_jsonl
 from tasks.context import Execution
 from tasks.job import Job
 from tasks.registry import STAGES
 from tasks.training import checkpoints
+from tests.left import left_in
 
 SCORER = f"{Path(__file__).parent / 'rl' / 'scorers.py'}:letters"
 TRAINING = {"learning_rate": 3e-3, "epochs": 2.5, "eval_rows": 4}
@@ -50,7 +48,6 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "evaluate": lambda get: {"policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "max_prompts": 16},
 }  # fmt: skip
 WITH_CHECKPOINTS = {"sft", "reward", "dpo", "ppo", "rloo", "grpo"}
-UNTIMED = ("timing/", "train/tokens_per_second", "cost/seconds", "cost/peak")
 
 
 def test_every_registered_stage_has_its_case():
@@ -99,25 +96,6 @@ def attempt(job: Job, *, killed_after: float | None = None, dies_before_manifest
     return process.exitcode
 
 
-def left_by(job: Job) -> dict[str, Any]:
-    """Everything that must not depend on how often it was killed."""
-    lines = {}
-    for name in ("metrics", "samples"):
-        path = job.draft / f"{name}.jsonl"
-        lines[name] = read_jsonl(path) if path.exists() else []
-    points = [
-        {**line, "time": 0, "metrics": {k: v for k, v in line["metrics"].items() if not k.startswith(UNTIMED)}}
-        for line in lines["metrics"]
-    ]
-    result = json.loads((job.draft / "result.json").read_text())["metrics"]
-    return {
-        "bytes": {path.name: file_digest(path) for path in sorted((job.draft / "out").rglob("*")) if path.is_file()},
-        "points": points,
-        "samples": [{**line, "time": 0} for line in lines["samples"]],
-        "figures": {name: value for name, value in result.items() if not name.startswith(UNTIMED)},
-    }
-
-
 @pytest.fixture
 def job_of(kitchen: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str, str], Job]:
     def make(uses: str, name: str) -> Job:
@@ -148,7 +126,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(u
         ends.append(attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * 0.9 ** len(ends) * seconds))
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
 
-    assert left_by(disturbed) == left_by(undisturbed)
+    assert left_in(disturbed.draft) == left_in(undisturbed.draft)
     said = (disturbed.draft / "log.txt").read_text()
     assert ("going on " in said) == (uses in WITH_CHECKPOINTS)
 
@@ -161,7 +139,7 @@ def test_killed_after_its_last_checkpoint_it_takes_no_step_more(uses, job_of):
     last = max(int(path.name.rsplit("-", 1)[1]) for path in (undisturbed.draft / "work").glob("checkpoint-*"))
     assert attempt(disturbed, dies_after=f"checkpoint-{last}") == -signal.SIGKILL
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
-    assert left_by(disturbed) == left_by(undisturbed)
+    assert left_in(disturbed.draft) == left_in(undisturbed.draft)
 
 
 @pytest.mark.parametrize("uses", ["sft", "dpo", "grpo"])
@@ -174,5 +152,5 @@ def test_points_further_apart_than_checkpoints_are_the_same_too(uses, job_of):
     assert attempt(jobs[0]) == 0
     assert attempt(jobs[1], dies_before_manifest=2) == -signal.SIGKILL
     assert attempt(jobs[1]) == 0
-    assert left_by(jobs[1]) == left_by(jobs[0])
+    assert left_in(jobs[1].draft) == left_in(jobs[0].draft)
     assert "going on from checkpoint-2" in (jobs[1].draft / "log.txt").read_text()

@@ -22,6 +22,7 @@ from tasks.job import Job
 from tasks.registry import stage_class
 from tasks.rl.loop import Loop
 from tasks.settings import LoRA
+from tests.left import timeless
 
 Tensors = dict[str, Tensor]
 PAD, EOS, LETTERS = "<pad>", "<eos>", "abcdefghijkl"
@@ -29,7 +30,6 @@ SMALL: dict[str, Any] = {
     "batch_size": 4, "total_episodes": 8, "num_ppo_epochs": 2, "max_new_tokens": 8, "learning_rate": 5e-3,
     "eval_rows": 0,
 }  # fmt: skip
-UNTIMED = ("timing/", "train/tokens_per_second", "cost/seconds", "cost/peak")
 ONE_THREAD = Execution(threads=1, device="cpu")
 
 
@@ -199,7 +199,7 @@ class Ran:
 
     def figures(self) -> dict[str, float]:
         """The headline metrics without the clock."""
-        return {name: value for name, value in self.metrics.items() if not name.startswith(UNTIMED)}
+        return timeless(self.metrics)
 
     def adapter(self) -> Tensors:
         return adapter_of(self.handle)
@@ -219,8 +219,8 @@ def lines_in(folder: Path, name: str = "metrics") -> list[dict[str, Any]]:
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for line in found:
         del line["time"]
-        for key in [key for key in line.get("metrics", ()) if key.startswith(UNTIMED)]:
-            del line["metrics"][key]
+        if "metrics" in line:
+            line["metrics"] = timeless(line["metrics"])
     return found
 
 

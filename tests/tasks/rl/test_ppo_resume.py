@@ -23,7 +23,8 @@ from tasks.rl.loop import Loop
 from tasks.rl.state import STATE_FILE, capture
 from tasks.training import trainable
 from tests.conftest import ROOT
-from tests.tasks.rl.runs import UNTIMED, Ran, World, job_of, lines_in, one_thread, run, same  # noqa: F401
+from tests.left import timeless
+from tests.tasks.rl.runs import Ran, World, job_of, lines_in, one_thread, run, same  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DRAWS = """
@@ -153,7 +154,7 @@ def test_killed_twice_and_once_while_saving_it_ends_with_the_same_bytes(world, t
     for file in undisturbed.handle.path.iterdir():
         assert (draft / "out" / file.name).read_bytes() == file.read_bytes()
     result = json.loads((draft / "result.json").read_text())["metrics"]
-    assert {name: value for name, value in result.items() if not name.startswith(UNTIMED)} == undisturbed.figures()
+    assert timeless(result) == undisturbed.figures()
     assert [line["step"] for line in finished.lines()] == list(range(4, 68, 4))
 
 

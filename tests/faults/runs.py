@@ -1,0 +1,121 @@
+"""Faults of a whole run, `align run` with its flow: of its processes, of the servers, of two runs at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.e2e.mlflow_servers import Mlflow
+from tests.e2e.prefect_server import Prefect
+from tests.faults.outcome import Outcome
+from tests.faults.reference import Reference
+from tests.faults.schedule import Trial
+from tests.faults.shop import PATIENCE_S, Shop, record_of
+from tests.faults.stages import allowed
+
+
+def strike(reference: Reference, trial: Trial, folder: Path) -> Outcome:
+    """One trial: struck once, run again if need be, compared."""
+    outcome, shop = Outcome.of(trial), Shop(reference, trial, folder)
+    outcome.allowed = [allowed(trial)]
+    FAULTS[trial.fault](shop, outcome)
+    outcome.injected = 1
+    return outcome
+
+
+def trainer_killed(shop: Shop, outcome: Outcome) -> None:
+    """The trainer alone: the run says so and fails, and the same command goes on."""
+    _killed(shop, outcome, trainer=True, flow=False)
+
+
+def flow_killed(shop: Shop, outcome: Outcome) -> None:
+    """The run's own process: its trainer may not outlive it."""
+    _killed(shop, outcome, trainer=False, flow=True)
+
+
+def both_killed(shop: Shop, outcome: Outcome) -> None:
+    """At the same moment."""
+    _killed(shop, outcome, trainer=True, flow=True)
+
+
+def _killed(shop: Shop, outcome: Outcome, *, trainer: bool, flow: bool) -> None:
+    process = shop.run()
+    shop.until_it_trains(process)
+    victims = [shop.trainer().pid] * trainer + [process.pid] * flow
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    if not flow and (process.returncode != 1 or "was ended by SIGKILL" not in err):
+        outcome.remarks.append(f"status {process.returncode}: {err[-800:]}")
+    orphans, steps, said = shop.orphans(), shop.steps(), len(shop.log())
+    shop.finish(outcome, shop.run())
+    outcome.orphans += orphans
+    outcome.repeated = [shop.repeated(steps, said)]
+    shop.finish_tracking(outcome)
+
+
+def mlflow_stopped(shop: Shop, outcome: Outcome) -> None:
+    """While the stage trains, and started again some seconds later: the run ends well all the same."""
+    server = Mlflow(shop.folder / "mlflow")
+    server.start()
+    try:
+        shop.environment["MLFLOW_TRACKING_URI"] = shop.tracking_uri = server.uri
+        process = shop.run()
+        shop.until_it_trains(process)
+        server.stop()
+        time.sleep(shop.draw.uniform(0.5, 8))
+        server.start()
+        shop.finish(outcome, process)
+        outcome.repeated = [shop.repeated(0, 0)]
+        shop.finish_tracking(outcome)
+    finally:
+        server.stop()
+
+
+def prefect_stopped(shop: Shop, outcome: Outcome) -> None:
+    """While the stage trains, for good: the run ends well, and `align sync` tells the server when it is back."""
+    server = Prefect({**os.environ, "PREFECT_HOME": str(shop.folder / "prefect")})
+    server.start()
+    try:
+        shop.environment["PREFECT_API_URL"] = server.api
+        process = shop.run()
+        shop.until_it_trains(process)
+        server.stop()
+        shop.finish(outcome, process)
+        outcome.repeated = [shop.repeated(0, 0)]
+        server.start()
+        shop.finish_tracking(outcome)
+        state = server.call(f"/flow_runs/{record_of(shop.home)['flow_run_id']}")["state_type"]
+        if state != "COMPLETED":
+            outcome.recovered = False
+            outcome.remarks.append(f"Prefect shows the flow run as {state}")
+    finally:
+        server.stop()
+
+
+def two_at_once(shop: Shop, outcome: Outcome) -> None:
+    """The first is killed while the second waits for it: the second takes over."""
+    one = shop.run()
+    shop.until_it_trains(one)
+    two = shop.run()
+    assert two.stderr is not None
+    said = ""
+    while "which works on the same stage" not in said:
+        line = two.stderr.readline()
+        if not line:  # the first had ended before the second came to it
+            break
+        said += line
+    one.kill()
+    steps, before = shop.steps(), len(shop.log())
+    one.communicate(timeout=PATIENCE_S)
+    shop.finish(outcome, two)
+    outcome.repeated = [shop.repeated(steps, before)]
+    shop.finish_tracking(outcome)
+
+
+FAULTS = {
+    "run: trainer killed": trainer_killed, "run: flow killed": flow_killed, "run: both killed": both_killed,
+    "run: MLflow stopped": mlflow_stopped, "run: Prefect stopped": prefect_stopped, "run: two at once": two_at_once,
+}  # fmt: skip

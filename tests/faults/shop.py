@@ -1,0 +1,137 @@
+"""A home in which everything is made but one stage, and what is seen of a run there from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow.tracking import MlflowClient
+
+from artifacts.jsonl import read_jsonl
+from flows.mlflow_server import KEY_TAG
+from flows.points import entities
+from tests.faults.outcome import Outcome
+from tests.faults.reference import Reference
+from tests.faults.schedule import Trial
+from tests.faults.work import GOES_ON
+from tests.left import left_in, steps_in
+
+PATIENCE_S = 300
+
+
+class Shop:
+    """One trial's."""
+
+    def __init__(self, reference: Reference, trial: Trial, folder: Path) -> None:
+        self.reference, self.trial, self.draw = reference, trial, random.Random(trial.seed)
+        self.folder, self.home = folder, folder / "align"
+        result = reference.result(trial.stage)
+        self.result, self.draft = self.home / "store" / result.name, self.home / "drafts" / result.name
+        shutil.copytree(reference.home / "store", self.home / "store", copy_function=os.link)
+        shutil.rmtree(self.result)
+        self.tracking_uri = f"sqlite:///{self.home / 'mlflow.db'}"
+        self.environment: dict[str, str] = {}
+
+    def run(self) -> subprocess.Popen[str]:
+        """`align run --until` the stage that is missing."""
+        return self.reference.run(self.home, self.trial.stage, **self.environment)
+
+    def until_it_trains(self, process: subprocess.Popen[str]) -> None:
+        """Until it has a checkpoint, and for a time of chance after that."""
+        while not any(self.draft.glob("work/checkpoint-*/manifest.json")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        time.sleep(self.draw.uniform(0, 0.4) * self.reference.stages[self.trial.stage]["metrics"]["cost/seconds"])
+
+    def trainer(self) -> psutil.Process:
+        """The process that trains."""
+        job = str(self.draft / "job.json")
+        return next(process for process in self.processes() if job in process.cmdline())
+
+    def processes(self) -> list[psutil.Process]:
+        """All that belong to this home."""
+        return [process for process in psutil.process_iter() if self._environment(process) == str(self.home)]
+
+    def orphans(self, patience_s: float = 10.0) -> int:
+        """How many are still there, now that none should be."""
+        deadline = time.monotonic() + patience_s
+        while (left := len(self.processes())) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+    @staticmethod
+    def _environment(process: psutil.Process) -> str | None:
+        try:
+            return None if process.status() == psutil.STATUS_ZOMBIE else process.environ().get("ALIGN_HOME")
+        except psutil.Error:
+            return None
+
+    def log(self) -> str:
+        """What the stage's processes have said."""
+        place = self.result if self.result.exists() else self.draft
+        return (place / "log.txt").read_text()
+
+    def steps(self) -> int:
+        """How far the stage is."""
+        return steps_in(self.draft)
+
+    def finish(self, outcome: Outcome, process: subprocess.Popen[str]) -> None:
+        """Wait for the run that ends the trial, and compare what it leaves, here and in MLflow."""
+        out, err = process.communicate(timeout=PATIENCE_S)
+        outcome.recovered = process.returncode == 0
+        if not outcome.recovered:
+            outcome.remarks.append(err[-1500:])
+            return
+        lines = json.loads(out)["stages"]
+        wanted = self.reference.stages
+        outcome.equal = all(line["digest"] == wanted[line["name"]]["digest"] for line in lines)
+        found, reference = left_in(self.result), left_in(self.reference.result(self.trial.stage))
+        outcome.lost, outcome.doubled = found.lost(reference), found.doubled(reference)
+        outcome.orphans = self.orphans()
+
+    def finish_tracking(self, outcome: Outcome) -> None:
+        """Let `align sync` send what MLflow lacks, then count what it has."""
+        process = self.reference.align(self.home, "sync", **self.environment)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        if process.returncode:
+            outcome.remarks.append(err[-1500:])
+        key = self.reference.stages[self.trial.stage]["key"]
+        self.count(outcome, MlflowClient(self.tracking_uri), f"tags.`{KEY_TAG}` = '{key}'")
+
+    def count(self, outcome: Outcome, client: MlflowClient, which: str) -> None:
+        """Points in MLflow that are missing or there twice; the stage has one run there, which ended well."""
+        runs = client.search_runs([each.experiment_id for each in client.search_experiments()], which)
+        if [run.info.status for run in runs] != ["FINISHED"]:
+            outcome.recovered = False
+            outcome.remarks.append(f"in MLflow it has the runs {[(run.info.run_id, run.info.status) for run in runs]}")
+            return
+        wanted = {
+            (metric.key, metric.step, metric.value)
+            for point in read_jsonl(self.result / "metrics.jsonl")
+            for metric in entities(point)
+        }
+        found = Counter(
+            (metric.key, metric.step, metric.value)
+            for name in runs[0].data.metrics
+            for metric in client.get_metric_history(runs[0].info.run_id, name)
+        )
+        outcome.lost += len(wanted - set(found))
+        outcome.doubled += sum(number - 1 for number in found.values())
+
+    def repeated(self, steps: int, said_before: int) -> int:
+        """Steps beyond the checkpoint from which it went on after it had said so much; 0 if it was not disturbed."""
+        goes_on = GOES_ON.search(self.log()[said_before:])
+        return max(0, steps - int(goes_on[1])) if goes_on else 0
+
+
+def record_of(home: Path) -> dict[str, Any]:
+    """The newest run's."""
+    return json.loads(max((home / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime).read_text())

@@ -7,6 +7,7 @@
     ├── RewardModel           adapter (or complete trunk), head and offset
     ├── Demonstrations        prompts with completions, rendered and tokenised
     ├── Preferences           prompts with a chosen and a rejected completion
+    ├── Feedback              completions that were liked or not
     └── Report                an evaluation of one policy
 
 A handle knows its key and its folder before the stage has run, because both follow from the plan.
@@ -87,6 +88,12 @@ class Preferences(Dataset):
     kind: ClassVar[str] = "preferences"
 
 
+class Feedback(Dataset):
+    """Rows of prompt, completion and label, true for a desirable one."""
+
+    kind: ClassVar[str] = "feedback"
+
+
 class Report(Artifact):
     """An evaluation of one policy: figures and completions."""
 
@@ -102,7 +109,7 @@ def base_of(model: Model) -> Checkpoint:
 
 
 _KINDS: dict[str, type[Artifact]] = {
-    cls.kind: cls for cls in (Checkpoint, Adapter, RewardModel, Demonstrations, Preferences, Report)
+    cls.kind: cls for cls in (Checkpoint, Adapter, RewardModel, Demonstrations, Preferences, Feedback, Report)
 }
 
 

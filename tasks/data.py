@@ -16,12 +16,16 @@ from pydantic import Field
 
 from artifacts.errors import DataError
 from artifacts.fingerprint import FileDigests, canonical
-from artifacts.kinds import Artifact, Checkpoint, Demonstrations, Preferences
+from artifacts.kinds import Artifact, Checkpoint, Dataset, Demonstrations, Feedback, Preferences
 from tasks.context import Context
 from tasks.rendering import Renderer, Template
 from tasks.rows import Form, Row, RowError, read_rows, require_readable, shown_problems
 from tasks.sources import locate
 from tasks.stage import Stage
+
+KINDS: dict[Form, type[Dataset]] = {
+    "demonstrations": Demonstrations, "preferences": Preferences, "feedback": Feedback,
+}  # fmt: skip
 
 
 class Data(Stage):
@@ -32,7 +36,8 @@ class Data(Stage):
     base: Checkpoint
     """Whose tokenizer and chat template render the rows."""
     form: Form
-    """`demonstrations` (prompt and completion) or `preferences` (prompt, chosen and rejected)."""
+    """`demonstrations` (prompt and completion), `preferences` (prompt, chosen and rejected) or `feedback` (prompt,
+    completion and label)."""
     source: str = Field(min_length=1)
     """A .json, .jsonl, .csv or .parquet file, or a hub id."""
     test_source: str | None = None
@@ -48,9 +53,11 @@ class Data(Stage):
     limit: int | None = Field(None, ge=2)
     """Take only so many of the rows for training, chosen by the seed."""
 
+    split_pairs: bool = False
+    """For `form: feedback` from a file of pairs: chosen completions are desirable, rejected ones undesirable."""
+
     def output(self, key: str, path: Path) -> Artifact:
-        kind = Demonstrations if self.form == "demonstrations" else Preferences
-        return kind(key=key, path=path, base=self.base)
+        return KINDS[self.form](key=key, path=path, base=self.base)
 
     def locate(self, folders: Sequence[Path]) -> Self:
         found = {"source": locate(self.source, folders, repo="dataset")}
@@ -68,7 +75,7 @@ class Data(Stage):
     def run(self, ctx: Context) -> dict[str, float]:
         check_context(self.base, self.max_length)
         reasons: Counter[str] = Counter()
-        rows = read_rows(self.source, self.form)
+        rows = self._read(self.source)
         total = len(rows)
         rows = _distinct(rows, reasons, self.source)
         if self.test_source is None:
@@ -76,7 +83,7 @@ class Data(Stage):
             train, test = _split(rows, self.test_size, ctx.seed)
         else:
             test_reasons = Counter()
-            test = _distinct(read_rows(self.test_source, self.form), test_reasons, self.test_source)
+            test = _distinct(self._read(self.test_source), test_reasons, self.test_source)
             train = _without_prompts(rows, test, reasons)
         if self.limit is not None and len(train) > self.limit:
             reasons["over the limit"] += len(train) - self.limit
@@ -104,6 +111,9 @@ class Data(Stage):
             "data/tokens_train": float(report["train"]["tokens"]),
             "data/supervised_share": report["train"]["supervised_share"],
         }  # fmt: skip
+
+    def _read(self, source: str) -> list[Row]:
+        return read_rows(source, self.form, split_pairs=self.split_pairs)
 
     def _write(
         self,
@@ -144,7 +154,9 @@ class Data(Stage):
         item: dict[str, Any] = {"row": row.row, "prompt": row.prompt, "prompt_ids": prompt_ids}
         if row.check is not None:
             item["check"] = row.check
-        names = ["completion"] if self.form == "demonstrations" else ["chosen", "rejected"]
+        if row.label is not None:
+            item["label"] = row.label
+        names = ["chosen", "rejected"] if self.form == "preferences" else ["completion"]
         was_cut = False
         for name in names:
             ids = renderer.completion_ids(row, getattr(row, name))

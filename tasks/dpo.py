@@ -11,61 +11,56 @@ is worth, and so how far the policy may go: small beta, far. Since only the diff
 become less likely; `sft_weight` holds the chosen one up with w times its mean negative log-likelihood a token (the
 RPO loss, Pang et al. 2024, arXiv:2404.19733, equation 2).
 
-TRL's DPOTrainer computes it, with `loss_type` "sigmoid" and, with a weight, "sft".
+TRL's DPOTrainer computes it, as `loss_type` and, with a weight, "sft". (Its `bco_pair` is left out: it keeps a running
+mean that no checkpoint holds.)
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences
 from tasks.context import Context, Execution
-from tasks.settings import LoRA, Training
+from tasks.tuning import Paired
+
+LossType = Literal[
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop",
+]  # fmt: skip
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+ACROSS_PAIRS = ("aot", "aot_unpaired")
+"""These sort the log-ratios of all pairs in a pass, so that its size changes the result."""
 
 
-class DPO(Training):
+class DPO(Paired):
     """The policy starts as a copy of `policy`, and the reference is that copy frozen, on one base in memory."""
 
-    policy: Model
-    data: Preferences
     beta: float = Field(0.1, gt=0)
     """Worth of a unit of log-ratio; the smaller, the further from the reference."""
+    loss_type: LossType = "sigmoid"
+    """The equation above, or what others put in its place, under TRL's names: `ipo` (arXiv:2310.12036), `hinge` (SLiC,
+    2305.10425), `robust` (2403.00409), `exo_pair` (2402.00856), `nca_pair` (2402.05369), `sppo_hard` (2405.00675),
+    `aot` (2406.05882), `apo_zero` and `apo_down` (2408.06266), `discopop` (2406.08414); `sigmoid_norm` with
+    log-ratios a token."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """The share of pairs whose label is thought to be wrong, for `robust`, `exo_pair` and `aot`."""
     sft_weight: float = Field(0.0, ge=0)
     """Weight of the chosen completions' mean negative log-likelihood, added to the loss."""
     learning_rate: float = Field(5e-6, gt=0)
     """The highest, reached after the warm-up."""
-    lora: LoRA | None = None
-    """For a `policy` that is a complete checkpoint: train a fresh adapter instead of all weights."""
-    eval_rows: int = Field(64, ge=0)
-    """Held-out pairs on which rewards are measured at the end; 0 for none."""
 
     @model_validator(mode="after")
-    def _one_adapter(self) -> Self:
-        if self.lora is not None and isinstance(self.policy, Adapter):
-            raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
+    def _smoothed_where_it_is_read(self) -> Self:
+        if self.label_smoothing and self.loss_type not in SMOOTHED:
+            raise ValueError(f"label_smoothing is for loss_type {', '.join(SMOOTHED)} only, got {self.loss_type}")
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
+            raise ValueError("loss_type exo_pair wants a label_smoothing above 0, such as 0.001")
         return self
-
-    def output(self, key: str, path: Path) -> Artifact:
-        if isinstance(self.policy, Adapter):
-            return Adapter(key=key, path=path, base=self.policy.base)
-        assert isinstance(self.policy, Checkpoint)
-        return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
-
-    def dataset(self) -> Dataset:
-        return self.data
-
-    def start(self) -> Model:
-        return self.policy
-
-    def lora_settings(self) -> LoRA | None:
-        return self.lora
 
     def keyed_micro_batch(self, execution: Execution) -> int | None:
         """None, even with dropout: TRL switches it off, since it would blur the log-ratios."""
-        return None
+        return self.micro_batch(execution) if self.loss_type in ACROSS_PAIRS else None
 
     def run(self, ctx: Context) -> dict[str, float]:
         from datasets import Dataset as Rows
@@ -81,7 +76,9 @@ class DPO(Training):
         rows, tests = load_rows(self.data, "train"), load_rows(self.data, "test")[: self.eval_rows]
         lengths = [pair_length(row) for row in rows]
         model, tokenizer = trainable(self.policy, self.lora, ctx)
-        weights = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, self.sft_weight]} if self.sft_weight else {}
+        losses: dict[str, Any] = {"loss_type": [self.loss_type], "label_smoothing": self.label_smoothing}
+        if self.sft_weight:
+            losses |= {"loss_type": [self.loss_type, "sft"], "loss_weights": [1.0, self.sft_weight]}
         whole = not hasattr(model, "peft_config")
         reference = load_model(self.policy, ctx.device(), float32=True) if whole else None
         for one in filter(None, (model, reference)):
@@ -89,7 +86,7 @@ class DPO(Training):
         trainer = ids_only(DPOTrainer, lengths, ctx.seed)(
             model=model,
             ref_model=reference,
-            args=arguments(DPOConfig, self, ctx, len(rows), len(tests), beta=self.beta, **weights),
+            args=arguments(DPOConfig, self, ctx, len(rows), len(tests), beta=self.beta, **losses),
             train_dataset=Rows.from_list([pair_ids(row) for row in rows]),
             eval_dataset=Rows.from_list([pair_ids(row) for row in tests]) if tests else None,
             processing_class=tokenizer,

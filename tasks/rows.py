@@ -6,6 +6,7 @@ Forms that are understood, by their columns:
     prompt, completion
     messages: [{role, content}, ...]               the last one is the assistant's completion
     prompt, chosen, rejected                       prompt may be text or messages, the others too
+    any of the first three, and label              true for a desirable completion, false for an undesirable one
 
 A row may also carry `check`, a rule that a program can verify (see `tasks/checks.py`). Every row is looked at, and
 every problem names file, row (the first is 1) and field.
@@ -25,12 +26,13 @@ from artifacts.errors import DataError
 from tasks.checks import validate
 from tasks.sources import split_hub
 
-Form = Literal["demonstrations", "preferences"]
+Form = Literal["demonstrations", "preferences", "feedback"]
 SHOWN_PROBLEMS = 10
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 TEXT = "utf-8-sig"
 """UTF-8; spreadsheets put a mark first, which would else become a part of the first column's name."""
 LARGEST_CELL = 1 << 27
+LABELS = {"true": True, "false": False, "1": True, "0": False}
 
 
 class Row(BaseModel):
@@ -45,6 +47,7 @@ class Row(BaseModel):
     completion: str = ""
     chosen: str = ""
     rejected: str = ""
+    label: bool | None = None
     check: dict[str, Any] | None = None
 
     @property
@@ -60,20 +63,23 @@ class Row(BaseModel):
     @property
     def content(self) -> tuple[Any, ...]:
         """What identifies the row; its number does not."""
-        return (*self.conversation, self.completion, self.chosen, self.rejected)
+        return (*self.conversation, self.completion, self.chosen, self.rejected, self.label)
 
 
 class RowError(Exception):
     """A field of the current row, and what is wrong with it."""
 
 
-def read_rows(source: str, form: Form) -> list[Row]:
-    """Every row of a file or a hub data set; raises DataError with all the problems found (the first ten shown)."""
+def read_rows(source: str, form: Form, *, split_pairs: bool = False) -> list[Row]:
+    """Every row of a file or a hub data set; raises DataError with all the problems found (the first ten shown).
+
+    With `split_pairs` a pair becomes two rows of feedback.
+    """
     where = source if source.startswith("hub:") else Path(source).name
     rows, problems = [], []
     for number, raw in enumerate(_raw_rows(source), start=1):
         try:
-            rows.append(_row(raw, number, form))
+            rows += _rows(raw, number, form, split_pairs)
         except RowError as error:
             problems.append(f"{where}: row {number}: {error}")
     if problems:
@@ -177,13 +183,37 @@ def _hub_rows(source: str) -> Iterator[Any]:
     yield from load_dataset(identity, revision=commit, split="train")
 
 
-def _row(raw: Any, number: int, form: Form) -> Row:
+def _rows(raw: Any, number: int, form: Form, split_pairs: bool) -> list[Row]:
     if not isinstance(raw, dict):
         raise RowError(f"wanted an object with fields, got {type(raw).__name__}")
     if None in raw:
         raise RowError(f"has {len(raw[None])} more cells than there are columns; quote a text that holds a comma")
-    fields = _preference(raw) if form == "preferences" else _demonstration(raw)
-    return Row(row=number, check=_check(raw.get("check")), **fields)
+    check = _check(raw.get("check"))
+    if form == "feedback" and "chosen" in raw:
+        found = _split(raw, split_pairs)
+    else:
+        found = [{"demonstrations": _demonstration, "preferences": _preference, "feedback": _feedback}[form](raw)]
+    return [Row(row=number, check=check, **fields) for fields in found]
+
+
+def _split(raw: dict[str, Any], wanted: bool) -> list[dict[str, Any]]:
+    """A pair as a desirable and an undesirable completion, if that was asked for."""
+    if not wanted:
+        raise RowError(
+            "has 'chosen': these are pairs; set `split_pairs: true` to take chosen as desirable and rejected as not"
+        )
+    pair = _preference(raw)
+    sides = {"completion": pair.pop("chosen"), "label": True}, {"completion": pair.pop("rejected"), "label": False}
+    return [{**pair, **side} for side in sides]
+
+
+def _feedback(raw: dict[str, Any]) -> dict[str, Any]:
+    if "label" not in raw:
+        raise RowError("field 'label' is missing; feedback needs true (desirable) or false with each completion")
+    label = LABELS.get(str(raw["label"]).lower())
+    if label is None:
+        raise RowError(f"field 'label': wanted true or false, got {raw['label']!r:.40}")
+    return {**_demonstration(raw), "label": label}
 
 
 def _check(given: Any) -> dict[str, Any] | None:

@@ -31,10 +31,12 @@ def row_logps(
 
 
 def likelihoods(model: Any, tokenizer: Any, rows: list[dict[str, Any]], size: int, ctx: Context) -> dict[str, float]:
-    """Loss a token and perplexity on the right completions; on pairs, how often the chosen one is likelier a token.
+    """Loss a token and perplexity on the right completions (of feedback, the desirable ones); on pairs, how often the
+    chosen one is likelier a token.
 
     `eval/preference_accuracy` compares mean log-probabilities a token, so that no policy gains by length alone.
     """
+    rows = [row for row in rows if row.get("label", True)] or rows
     right = "completion_ids" if "completion_ids" in rows[0] else "chosen_ids"
     logps = row_logps(model, tokenizer, rows, right, size, ctx)
     tokens = [len(row[right]) for row in rows]

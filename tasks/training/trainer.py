@@ -19,17 +19,19 @@ from tasks.training.recorder import Recorder, StepRecorder, saveable
 from tasks.training.rows import EpochSampler
 
 
-def arguments(config: type, stage: Training, ctx: Context, rows: int, tests: int, **more: Any) -> Any:
-    """A TRL configuration from a stage's fields and its context.
+def arguments(config: Any, stage: Training, ctx: Context, rows: int, tests: int, **more: Any) -> Any:
+    """A configuration, TRL's or transformers' own, from a stage's fields and its context.
 
     `rows` and `tests` are the sizes of the two splits; `more` are the settings that only this trainer has.
     """
     micro = stage.micro_batch(ctx.execution)
     steps = stage.steps(rows)
+    if "max_length" in config.__dataclass_fields__:  # rows were cut long ago
+        more["max_length"] = None
     return config(
         **shared_arguments(stage, ctx, steps, micro), save_steps=save_interval(ctx),
         weight_decay=stage.weight_decay, per_device_eval_batch_size=max(micro, 8),
-        eval_strategy="steps" if tests else "no", eval_steps=stage.eval_interval or steps, max_length=None, **more,
+        eval_strategy="steps" if tests else "no", eval_steps=stage.eval_interval or steps, **more,
     )  # fmt: skip
 
 

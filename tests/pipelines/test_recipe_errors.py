@@ -46,7 +46,8 @@ def problems(write_recipe: WriteRecipe, store: Store) -> Callable[..., list[str]
         ({"dpo__beta": 0}, "dpo.beta: input should be greater than 0, got 0"),
         ({"dpo__beta": [0.1]}, "dpo.beta: input should be a valid number, got [0.1]"),
         ({"sft__batch_size": 2.5}, "sft.batch_size: input should be a valid integer"),
-        ({"rows__form": "demos"}, "rows.form: input should be 'demonstrations' or 'preferences', got 'demos'"),
+        ({"rows__form": "demos"}, "rows.form: input should be 'demonstrations', 'preferences' or 'feedback', got "
+         "'demos'"),
         ({"sft__lora": {"target_modules": 5}}, "sft.lora.target_modules: input should be 'all-linear', or input should "
          "be a valid string, or input should be a valid list, got 5"),
         ({"dpo__policy": "sfd"}, "dpo.policy: no stage is named 'sfd'; did you mean 'sft'?"),

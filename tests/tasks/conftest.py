@@ -98,6 +98,14 @@ def pairs(kitchen: Kitchen, base: Made) -> Made:
 
 
 @pytest.fixture(scope="session")
+def feedback(kitchen: Kitchen, base: Made) -> Made:
+    return kitchen.make(
+        "data", base=base.handle, form="feedback", source="preferences.jsonl", split_pairs=True,
+        test_source="validation.jsonl", limit=32,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def sft(kitchen: Kitchen, base: Made, demonstrations: Made) -> Made:
     return kitchen.make(
         "sft", base=base.handle, data=demonstrations.handle, learning_rate=3e-3, lora={"rank": 4, "alpha": 8}

@@ -38,6 +38,9 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "sft": lambda get: {"base": get("base"), "data": get("demonstrations"), "lora": DROPOUT, **TRAINING},
     "reward": lambda get: {"base": get("base"), "data": get("pairs"), "lora": DROPOUT, **TRAINING},
     "dpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
+    "simpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
+    "orpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
+    "kto": lambda get: {"policy": get("sft"), "data": get("feedback"), "eval_interval": 3, **TRAINING},
     "ppo": lambda get: {
         "policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "batch_size": 8, "total_episodes": 40,
         "kl_controller": "adaptive", "num_mini_batches": 2, **SAMPLING,
@@ -47,7 +50,7 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "merge": lambda get: {"adapter": get("dpo"), "data": get("pairs")},
     "evaluate": lambda get: {"policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "max_prompts": 16},
 }  # fmt: skip
-WITH_CHECKPOINTS = {"sft", "reward", "dpo", "ppo", "rloo", "grpo"}
+WITH_CHECKPOINTS = {"sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "rloo", "grpo"}
 
 
 def test_every_registered_stage_has_its_case():
@@ -142,7 +145,7 @@ def test_killed_after_its_last_checkpoint_it_takes_no_step_more(uses, job_of):
     assert left_in(disturbed.draft) == left_in(undisturbed.draft)
 
 
-@pytest.mark.parametrize("uses", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize("uses", ["sft", "dpo", "kto", "grpo"])
 def test_points_further_apart_than_checkpoints_are_the_same_too(uses, job_of):
     """What a point averages is in no checkpoint: one is only made where a point was written."""
     jobs = [job_of(uses, name) for name in ("undisturbed", "disturbed")]

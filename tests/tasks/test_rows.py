@@ -65,15 +65,27 @@ def write(folder: Path, suffix: str, rows: Sequence[Mapping[str, Any]]) -> str:
           "chosen": "Red", "rejected": "No"}),
         ({"prompt": "Hello", "chosen": TALK[1:3], "rejected": [TALK[1], {"role": "assistant", "content": "No"}]},
          "preferences", {"instruction": "Hello", "chosen": "Hi!", "rejected": "No"}),
+        ({"messages": TALK[1:3], "label": False}, "feedback",
+         {"instruction": "Hello", "completion": "Hi!", "label": False}),
+        ({"instruction": "Add", "input": "1, 2", "output": "3", "label": "True"}, "feedback",
+         {"instruction": "Add", "input": "1, 2", "completion": "3", "label": True}),
     ],
     ids=["alpaca", "alpaca without input", "prompt and completion", "prompt as messages", "messages",
          "several turns with a system prompt", "pairs with a check", "pairs as messages",
-         "pairs that repeat the prompt"],
+         "pairs that repeat the prompt", "disliked messages", "a label as text"],
 )  # fmt: skip
 def test_every_form_reads_the_same_from_every_kind_of_file(
     tmp_path: Path, suffix: str, raw: dict[str, Any], form: Any, wanted: dict[str, Any]
 ) -> None:
     assert read_rows(write(tmp_path, suffix, [raw]), form) == [Row(row=1, **wanted)]
+
+
+def test_a_pair_is_two_rows_of_feedback_where_that_is_asked_for(tmp_path: Path) -> None:
+    source = write(tmp_path, ".jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r", "check": CHECK}])
+    assert read_rows(source, "feedback", split_pairs=True) == [
+        Row(row=1, instruction="p", completion="c", label=True, check=CHECK),
+        Row(row=1, instruction="p", completion="r", label=False, check=CHECK),
+    ]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -131,12 +143,16 @@ GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
         ({**GOOD, "chosen": TALK[1:3]}, "preferences", "field 'chosen': the turns before its last are not those of"),
         ({"prompt": "p", "completion": "half \ud800"}, "demonstrations", "field 'completion': not valid Unicode"),
         ({"messages": [TALK[1], {"role": "assistant", "content": "\udc00"}]}, "demonstrations", "not valid Unicode"),
+        ({"prompt": "p", "completion": "c"}, "feedback", "field 'label' is missing; feedback needs true (desirable)"),
+        ({"prompt": "p", "completion": "c", "label": "good"}, "feedback", "'label': wanted true or false, got 'good'"),
+        ({"prompt": "p", "completion": "c", "label": None}, "feedback", "'label': wanted true or false, got None"),
+        (GOOD, "feedback", "has 'chosen': these are pairs; set `split_pairs: true`"),
         ("text", "demonstrations", "wanted an object with fields, got str"),
         (["a"], "demonstrations", "wanted an object with fields, got list"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_number_and_field(tmp_path: Path, raw: Any, form: Any, message: str) -> None:
-    good = GOOD if form == "preferences" else {"prompt": "p", "completion": "c"}
+    good = GOOD if form == "preferences" else {"prompt": "p", "completion": "c", "label": True}
     (tmp_path / "mine.json").write_text(json.dumps([good, raw, good]))
     with pytest.raises(DataError) as caught:
         read_rows(str(tmp_path / "mine.json"), form)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+import typing
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from tasks.context import Execution
+from tasks.dpo import LossType
 from tasks.training.logps import padded, token_logps
 from tasks.training.models import load_model
 from tasks.training.rows import load_rows
@@ -67,3 +70,50 @@ def test_a_checkpoint_trains_a_fresh_adapter_or_all_weights(kitchen, base, pairs
         first = next(point["metrics"] for point in made.points() if "train/loss" in point["metrics"])
         assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert fresh.handle.kind == "adapter" and whole.handle.kind == "checkpoint"
+
+
+START = {
+    "sigmoid": math.log(2), "sigmoid_norm": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * 0.4) ** 2,
+    "robust": math.log(2), "exo_pair": math.log(0.5) - 0.5 * math.log(0.999 * 0.001), "nca_pair": 2 * math.log(2),
+    "sppo_hard": 2 * (0.5 / 0.4) ** 2, "aot": math.log(2), "aot_unpaired": math.log(2), "apo_zero": 1.0,
+    "apo_down": 1.0, "discopop": 0.5 * math.log(2) + 0.5,
+}  # fmt: skip
+"""Each loss with every log-ratio 0 and beta 0.4, from the equations of its paper."""
+
+
+@pytest.mark.parametrize("loss_type", typing.get_args(LossType))
+def test_every_loss_starts_where_its_equation_says_and_moves_another_way(kitchen, sft, pairs, loss_type):
+    smoothing = {"robust": 0.1, "exo_pair": 0.001}.get(loss_type, 0.0)
+    made = kitchen.make(
+        "dpo", policy=sft.handle, data=pairs.handle, beta=0.4, loss_type=loss_type, label_smoothing=smoothing,
+        learning_rate=2e-3, eval_rows=0,
+    )  # fmt: skip
+    losses = [point["metrics"]["train/loss"] for point in made.points() if "train/loss" in point["metrics"]]
+    assert losses[0] == pytest.approx(START[loss_type], rel=1e-5)
+    # DiscoPOP's slope at 0 is 5 (1 - ln 2) - 3/4 > 0: its first steps lower the margin, as its paper shows.
+    assert (made.metrics["rewards/margins"] > 0) == (loss_type != "discopop")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"label_smoothing": 0.1}, "is for loss_type robust, exo_pair, aot, aot_unpaired only, got sigmoid"),
+        ({"loss_type": "exo_pair"}, "exo_pair wants a label_smoothing above 0"),
+        ({"loss_type": "bco_pair"}, "should be 'sigmoid'"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
+    ],
+)
+def test_settings_that_no_loss_reads_are_refused(kitchen, sft, pairs, fields, said):
+    with pytest.raises(ValidationError, match=said):
+        kitchen.stage("dpo", policy=sft.handle, data=pairs.handle, **fields)
+
+
+def test_a_loss_that_sorts_a_whole_pass_has_the_micro_batch_in_its_key(kitchen, sft, pairs):
+    execution = Execution(micro_batch=4)
+    keyed = {
+        loss_type: kitchen.stage("dpo", policy=sft.handle, data=pairs.handle, loss_type=loss_type).keyed_micro_batch(
+            execution
+        )
+        for loss_type in ("sigmoid", "aot")
+    }
+    assert keyed == {"sigmoid": None, "aot": 4}

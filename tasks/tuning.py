@@ -1,0 +1,56 @@
+"""Fields of every stage that goes on with a policy: what it starts from, and what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences
+from tasks.context import Execution
+from tasks.settings import LoRA, Training
+
+
+class Tuning(Training):
+    """Trains a copy of `policy`: an adapter goes on as it is, a checkpoint gets a fresh one or trains whole."""
+
+    policy: Model
+    data: Dataset
+    lora: LoRA | None = None
+    """For a `policy` that is a complete checkpoint: train a fresh adapter instead of all weights."""
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Self:
+        if self.lora is not None and isinstance(self.policy, Adapter):
+            raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
+        return self
+
+    def output(self, key: str, path: Path) -> Artifact:
+        if isinstance(self.policy, Adapter):
+            return Adapter(key=key, path=path, base=self.policy.base)
+        assert isinstance(self.policy, Checkpoint)
+        return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
+
+    def dataset(self) -> Dataset:
+        return self.data
+
+    def start(self) -> Model:
+        return self.policy
+
+    def lora_settings(self) -> LoRA | None:
+        return self.lora
+
+    def keyed_micro_batch(self, execution: Execution) -> int | None:
+        """None, even with dropout: it is switched off, since it would blur the log-probabilities that are compared."""
+        return None
+
+
+class Paired(Tuning):
+    """Learns from pairs by a loss that `beta` scales."""
+
+    data: Preferences
+    beta: float = Field(0.1, gt=0)
+    """Worth of a unit of log-probability."""
+    eval_rows: int = Field(64, ge=0)
+    """Held-out pairs on which rewards are measured at the end; 0 for none."""

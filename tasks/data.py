@@ -21,6 +21,7 @@ from tasks.context import Context
 from tasks.rendering import Renderer, Template
 from tasks.rows import Form, Row, RowError, read_rows, require_readable, shown_problems
 from tasks.sources import locate
+from tasks.splits import write_split
 from tasks.stage import Stage
 
 KINDS: dict[Form, type[Dataset]] = {
@@ -144,8 +145,7 @@ class Data(Stage):
                 ctx.progress(done, len(rows), f"{split} rows")
         if problems:
             raise DataError(shown_problems(problems))
-        (ctx.out / f"{split}.jsonl").write_text("".join(canonical(item) + "\n" for item in written))
-        return {**_figures(written), "truncated": cut}
+        return {**write_split(written, ctx.out / f"{split}.jsonl"), "truncated": cut}
 
     def _tokenised(self, row: Row, renderer: Renderer) -> tuple[dict[str, Any], bool]:
         """The row with its ids, and whether anything had to be cut."""
@@ -220,28 +220,6 @@ def _without_prompts(rows: list[Row], test: list[Row], reasons: Counter[str]) ->
     if len(kept) < len(rows):
         reasons["prompt is in the held-out file"] += len(rows) - len(kept)
     return kept
-
-
-def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and lengths in tokens of the rows as they will be trained on."""
-    prompts = [len(row["prompt_ids"]) for row in rows]
-    completions = [len(row[name]) for row in rows for name in row if name.endswith("_ids") and name != "prompt_ids"]
-    repeated = sum(prompts) * (2 if rows and "chosen_ids" in rows[0] else 1)
-    total = repeated + sum(completions)
-    return {
-        "rows": len(rows), "tokens": total, "supervised_share": sum(completions) / total if total else 0.0,
-        "prompt_tokens": _spread(prompts), "completion_tokens": _spread(completions),
-    }  # fmt: skip
-
-
-def _spread(lengths: list[int]) -> dict[str, float]:
-    if not lengths:
-        return {}
-    ordered = sorted(lengths)
-    return {
-        "mean": sum(ordered) / len(ordered), "median": float(ordered[len(ordered) // 2]),
-        "p95": float(ordered[int(0.95 * (len(ordered) - 1))]), "max": float(ordered[-1]),
-    }  # fmt: skip
 
 
 def _summary(report: dict[str, Any]) -> str:

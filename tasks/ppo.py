@@ -29,8 +29,8 @@ from pydantic import Field, model_validator
 
 from artifacts.kinds import Demonstrations
 from tasks.context import Context, Execution
+from tasks.rl.online import Online
 from tasks.rl.renamed import RENAMED
-from tasks.rl.settings import Online
 
 
 class PPO(Online):

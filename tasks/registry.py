@@ -18,6 +18,7 @@ STAGES: dict[str, str] = {
     "orpo": "tasks.orpo:ORPO",
     "rloo": "tasks.rloo:RLOO",
     "grpo": "tasks.grpo:GRPO",
+    "best_of_n": "tasks.best_of_n:BestOfN",
     "merge": "tasks.merge:Merge",
     "evaluate": "tasks.evaluate:Evaluate",
 }

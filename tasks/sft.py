@@ -9,12 +9,12 @@ the token count of the whole batch as N, so that the micro-batch makes no differ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from artifacts.errors import DataError
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Demonstrations
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Demonstrations, Model
 from tasks.context import Context
 from tasks.settings import LoRA, Training
 
@@ -24,19 +24,37 @@ class SFT(Training):
 
     base: Checkpoint
     data: Demonstrations
+    adapter: Adapter | None = None
+    """Go on with this adapter instead of a fresh one."""
     lora: LoRA | None = LoRA()
-    """Adapter settings; null trains all weights."""
+    """Settings of a fresh adapter; null trains all weights."""
     eval_rows: int = Field(64, ge=0)
     """Held-out rows on which the loss is measured before, during and after training; 0 for none."""
 
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.adapter is not None and "lora" in self.model_fields_set and self.lora != LoRA():
+            raise ValueError("lora must be left out when `adapter` gives the adapter to start from")
+        return self
+
     def output(self, key: str, path: Path) -> Artifact:
-        return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.base)
+        whole = self.lora is None and self.adapter is None
+        return Checkpoint(key=key, path=path) if whole else Adapter(key=key, path=path, base=self.base)
+
+    def input_problem(self) -> str | None:
+        """An adapter goes on only on the base that it was trained on."""
+        if self.adapter is None or self.adapter.base.key == self.base.key:
+            return None
+        return (
+            f"adapter: wanted one trained on the base {self.base.key[:12]}, got one trained on "
+            f"{self.adapter.base.key[:12]}; give both the same base"
+        )
 
     def dataset(self) -> Dataset:
         return self.data
 
-    def start(self) -> Checkpoint:
-        return self.base
+    def start(self) -> Model:
+        return self.adapter or self.base
 
     def lora_settings(self) -> LoRA | None:
         return self.lora
@@ -52,7 +70,7 @@ class SFT(Training):
         rows, tests = load_rows(self.data, "train"), load_rows(self.data, "test")[: self.eval_rows]
         train, held_out = [labelled(row) for row in rows], [labelled(row) for row in tests]
         lengths = [len(row["input_ids"]) for row in train]
-        model, tokenizer = trainable(self.base, self.lora, ctx)
+        model, tokenizer = trainable(self.start(), None if self.adapter else self.lora, ctx)
         require_eos(rows, tokenizer.eos_token_id)
         trainer = ids_only(SFTTrainer, lengths, ctx.seed)(
             model=model,
@@ -62,7 +80,7 @@ class SFT(Training):
             processing_class=tokenizer,
         )
         metrics = fit(trainer, self, ctx, lengths, evaluate_before=True)
-        save_trained(model, self.base, ctx.out)
+        save_trained(model, self.start(), ctx.out)
         return metrics
 
 

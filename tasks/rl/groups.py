@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from tasks.context import Execution
-from tasks.rl.settings import Online
+from tasks.rl.online import Online
 
 MICRO_BATCH = 8
 """Rows of a forward and backward pass where the execution does not say: more are hardly faster, and need the memory."""

@@ -10,7 +10,7 @@ from artifacts.errors import StageError
 from artifacts.kinds import RewardModel
 from tasks.context import Context
 from tasks.rl.programs import Programs
-from tasks.rl.settings import Online
+from tasks.rl.settings import Sampling
 from tasks.training.logps import padded
 from tasks.training.rows import batches
 from tasks.training.scoring import load_reward, score
@@ -40,7 +40,7 @@ class Scored:
 class Rewards:
     """The rewards of a stage: its reward model, its programs, its penalty for truncation."""
 
-    def __init__(self, stage: Online, tokenizer: Any, ctx: Context) -> None:
+    def __init__(self, stage: Sampling, tokenizer: Any, ctx: Context) -> None:
         self.stage, self.tokenizer = stage, tokenizer
         self.programs = Programs(stage.programs)
         self.model = RewardScorer(stage.reward, tokenizer, ctx) if stage.reward is not None else None

@@ -1,4 +1,4 @@
-"""Fields that every method shares which learns from its own completions: PPO, RLOO, GRPO."""
+"""Fields of every stage that samples from a policy and scores what it wrote."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from artifacts.errors import DataError, ModelError
 from artifacts.fingerprint import FileDigests
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, RewardModel, base_of
+from artifacts.kinds import Adapter, Dataset, Model, RewardModel, base_of
 from tasks.rl.programs import is_program, locate_program, program_names
-from tasks.settings import LoRA
-from tasks.shape import ModelShape
-from tasks.stage import Estimate, Stage
+from tasks.stage import Stage
 
 
-class Online(Stage):
-    """A stage that samples completions from the policy it trains, and scores them.
+class Sampling(Stage):
+    """A stage that samples completions from a policy, and scores them.
 
     `reward` may be written in a recipe as a stage's name, as `checks`, as `module:function`, or as a mapping of these
     to weights, of which they become the sum.
@@ -27,11 +25,8 @@ class Online(Stage):
 
     outside: ClassVar[frozenset[str]] = frozenset({"programs"})
 
-    models_trained: ClassVar[int] = 1
-    """The policy; a value model would be another."""
-
     policy: Model
-    """Where training starts; the KL penalty is measured against it, frozen."""
+    """Who writes the completions; where training starts, if there is any."""
     data: Dataset
     """Whose training prompts are sampled from; its completions are not used."""
     reward: RewardModel | None = None
@@ -40,18 +35,12 @@ class Online(Stage):
     """What the reward model's score counts in the sum."""
     programs: dict[str, FiniteFloat] = Field({})
     """Weights of `checks` and of functions, each named `module:function`."""
-    lora: LoRA | None = None
-    """For a `policy` that is a complete checkpoint: train a fresh adapter instead of all weights."""
     max_new_tokens: int = Field(48, ge=1)
     """Tokens in a completion; one that has not stopped by then is truncated."""
     temperature: float = Field(1.0, gt=0)
     """Of sampling, and of every log-probability: both speak of the same distribution."""
     missing_eos_penalty: float | None = Field(None, ge=0)
     """Taken from the score of a truncated completion."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
-    eval_rows: int = Field(64, ge=0)
-    """Held-out prompts that are sampled from and scored before and after training; 0 for none."""
 
     @classmethod
     def spelled_out(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,18 +60,10 @@ class Online(Stage):
         return spelled
 
     @model_validator(mode="after")
-    def _something_to_learn(self) -> Self:
+    def _something_to_score_by(self) -> Self:
         if self.reward is None and not self.programs:
             raise ValueError("reward is missing: name a reward model's stage, `checks`, or `module:function`")
-        if self.lora is not None and isinstance(self.policy, Adapter):
-            raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
         return self
-
-    def output(self, key: str, path: Path) -> Artifact:
-        if isinstance(self.policy, Adapter):
-            return Adapter(key=key, path=path, base=self.policy.base)
-        assert isinstance(self.policy, Checkpoint)
-        return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
 
     def input_problem(self) -> str | None:
         """What was made for another base can't be brought together with the policy's adapter."""
@@ -108,40 +89,6 @@ class Online(Stage):
             source = {"sha256": digests.of(Path(path))} if path else {}
             named[name] = {"weight": self.programs[located], **source}
         return {"programs": named} if named else {}
-
-    def disk_bytes(self) -> int:
-        shape = ModelShape.of(self.policy)
-        if shape is None:
-            return 512 << 20
-        trained = self.trained(shape) or shape.parameters // 10
-        return 4 * trained + 3 * 28 * trained + (64 << 20)  # the output; checkpoints: policy, value, their moments
-
-    def trained(self, shape: ModelShape) -> int | None:
-        """How many of the policy's parameters receive gradients; None while its adapter does not exist."""
-        if isinstance(self.policy, Adapter):
-            return shape.adapter_parameters(self.policy)
-        if self.lora is None:
-            return shape.parameters
-        return shape.lora_parameters(self.lora.rank, self.lora.target_modules, self.lora.top_layers)
-
-    def steps(self, rows: int) -> int:
-        """Optimizer steps on so many prompts."""
-        raise NotImplementedError
-
-    def rows_in_memory(self) -> int:
-        """Rows of the largest forward and backward pass, unless the execution says fewer."""
-        raise NotImplementedError
-
-    def estimate(self) -> Estimate:
-        """Parameters and memory from the base's configuration, steps from the data's report; needs no torch."""
-        shape, rows = ModelShape.of(self.policy), self.data.train_rows()
-        steps = None if rows is None else self.steps(rows)
-        trained = None if shape is None else self.trained(shape)
-        if shape is None or trained is None:
-            return Estimate(shape.parameters if shape else None, None, steps, None)
-        added = 0 if trained == shape.parameters else self.models_trained * trained
-        memory = shape.training_bytes(self.models_trained * trained, self.rows_in_memory())
-        return Estimate(shape.parameters + added, trained, steps, memory)
 
     def require_room(self, rows: list[dict[str, Any]]) -> None:
         """Raise DataError for a prompt after which the context has no room for `max_new_tokens`."""
@@ -178,7 +125,7 @@ def stop_ids(tokenizer: Any, stop_token: str | None) -> list[int]:
     return sorted({int(ids[0]), int(tokenizer.eos_token_id)})
 
 
-def require_one_tokenizer(stage: Online) -> None:
+def require_one_tokenizer(stage: Sampling) -> None:
     """Raise ModelError unless all inputs speak the policy's tokens: ids are handed on as they are."""
     from tasks.training.models import base_tokenizer, load_tokenizer
 

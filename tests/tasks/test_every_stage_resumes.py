@@ -47,6 +47,9 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     },
     "rloo": lambda get: {"policy": get("sft"), "data": get("pairs"), **GROUPS},
     "grpo": lambda get: {"policy": get("sft"), "data": get("pairs"), **GROUPS},
+    "best_of_n": lambda get: {
+        "policy": get("sft"), "data": get("pairs"), "n": 3, "max_new_tokens": 24, "programs": {SCORER: 1.0}
+    },
     "merge": lambda get: {"adapter": get("dpo"), "data": get("pairs")},
     "evaluate": lambda get: {"policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "max_prompts": 16},
 }  # fmt: skip

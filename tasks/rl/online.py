@@ -1,0 +1,74 @@
+"""Fields that every method shares which learns from its own completions: PPO, RLOO, GRPO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from artifacts.kinds import Adapter, Artifact, Checkpoint
+from tasks.rl.settings import Sampling
+from tasks.settings import LoRA
+from tasks.shape import ModelShape
+from tasks.stage import Estimate
+
+
+class Online(Sampling):
+    """A stage that trains the policy that it samples from; the KL penalty is measured against its start, frozen."""
+
+    models_trained: ClassVar[int] = 1
+    """The policy; a value model would be another."""
+
+    lora: LoRA | None = None
+    """For a `policy` that is a complete checkpoint: train a fresh adapter instead of all weights."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    eval_rows: int = Field(64, ge=0)
+    """Held-out prompts that are sampled from and scored before and after training; 0 for none."""
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Self:
+        if self.lora is not None and isinstance(self.policy, Adapter):
+            raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
+        return self
+
+    def output(self, key: str, path: Path) -> Artifact:
+        if isinstance(self.policy, Adapter):
+            return Adapter(key=key, path=path, base=self.policy.base)
+        assert isinstance(self.policy, Checkpoint)
+        return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
+
+    def disk_bytes(self) -> int:
+        shape = ModelShape.of(self.policy)
+        if shape is None:
+            return 512 << 20
+        trained = self.trained(shape) or shape.parameters // 10
+        return 4 * trained + 3 * 28 * trained + (64 << 20)  # the output; checkpoints: policy, value, their moments
+
+    def trained(self, shape: ModelShape) -> int | None:
+        """How many of the policy's parameters receive gradients; None while its adapter does not exist."""
+        if isinstance(self.policy, Adapter):
+            return shape.adapter_parameters(self.policy)
+        if self.lora is None:
+            return shape.parameters
+        return shape.lora_parameters(self.lora.rank, self.lora.target_modules, self.lora.top_layers)
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps on so many prompts."""
+        raise NotImplementedError
+
+    def rows_in_memory(self) -> int:
+        """Rows of the largest forward and backward pass, unless the execution says fewer."""
+        raise NotImplementedError
+
+    def estimate(self) -> Estimate:
+        """Parameters and memory from the base's configuration, steps from the data's report; needs no torch."""
+        shape, rows = ModelShape.of(self.policy), self.data.train_rows()
+        steps = None if rows is None else self.steps(rows)
+        trained = None if shape is None else self.trained(shape)
+        if shape is None or trained is None:
+            return Estimate(shape.parameters if shape else None, None, steps, None)
+        added = 0 if trained == shape.parameters else self.models_trained * trained
+        memory = shape.training_bytes(self.models_trained * trained, self.rows_in_memory())
+        return Estimate(shape.parameters + added, trained, steps, memory)

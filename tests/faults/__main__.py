@@ -12,23 +12,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from tests.faults import runs, stages
 from tests.faults.outcome import Outcome, Outcomes, table
 from tests.faults.reference import ROOT, Reference
-from tests.faults.schedule import ON_A_STAGE, Trial, schedule
+from tests.faults.schedule import ON_A_STAGE, Trial, rounds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Inject, say, count."""
     args = _arguments(argv)
     folder = args.out / f"seed-{args.seed}"
-    outcomes, trials = Outcomes(folder / "outcomes.jsonl"), schedule(args.seed, args.faults)
-    _say(f"seed {args.seed}: {sum(trial.times for trial in trials)} faults in {len(trials)} pieces of work, {folder}")
-    reference = Reference(folder)
+    outcomes, reference = Outcomes(folder / "outcomes.jsonl"), Reference(folder)
+    _say(f"seed {args.seed}: at least {args.faults} faults, in {folder}")
     reference.make(None)
-    for trial in trials:
+    for trial in chain.from_iterable(rounds(args.seed)):
+        if outcomes.injected >= args.faults:
+            break
         if not outcomes.has(trial):
             outcomes.add(carry_out(reference, trial, folder / "work"))
             _say(outcomes.all[-1].line())

@@ -64,6 +64,11 @@ class Outcomes:
         lines = path.read_text().splitlines() if path.exists() else []
         self.all = [Outcome(**json.loads(line)) for line in lines]
 
+    @property
+    def injected(self) -> int:
+        """How many faults have struck so far."""
+        return sum(one.injected for one in self.all)
+
     def has(self, trial: Trial) -> bool:
         """Whether this one is over."""
         return any(one.number == trial.number for one in self.all)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.e2e.mlflow_servers import Mlflow
 from tests.e2e.prefect_server import Prefect
@@ -13,16 +15,20 @@ from tests.faults.outcome import Outcome
 from tests.faults.reference import Reference
 from tests.faults.schedule import Trial
 from tests.faults.shop import PATIENCE_S, Shop, record_of
-from tests.faults.stages import allowed
+from tests.faults.stages import ATTEMPTS, allowed
+from tests.faults.work import NotStruckError
 
 
 def strike(reference: Reference, trial: Trial, folder: Path) -> Outcome:
     """One trial: struck once, run again if need be, compared."""
-    outcome, shop = Outcome.of(trial), Shop(reference, trial, folder)
-    outcome.allowed = [allowed(trial)]
-    FAULTS[trial.fault](shop, outcome)
-    outcome.injected = 1
-    return outcome
+    for attempt in range(ATTEMPTS):
+        outcome, shop = Outcome.of(trial), Shop(reference, trial, folder / str(attempt), 0.5**attempt)
+        outcome.allowed = [allowed(trial)]
+        with suppress(NotStruckError):
+            FAULTS[trial.fault](shop, outcome)
+            outcome.injected = 1
+            return outcome
+    raise AssertionError(f"the stage ended before the fault could strike, {ATTEMPTS} times")
 
 
 def trainer_killed(shop: Shop, outcome: Outcome) -> None:
@@ -42,10 +48,12 @@ def both_killed(shop: Shop, outcome: Outcome) -> None:
 
 def _killed(shop: Shop, outcome: Outcome, *, trainer: bool, flow: bool) -> None:
     process = shop.run()
-    shop.until_it_trains(process)
-    victims = [shop.trainer().pid] * trainer + [process.pid] * flow
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
+    victim = shop.until_it_trains(process)
+    if flow:
+        process.kill()
+    if trainer:
+        with suppress(psutil.NoSuchProcess):  # it dies with its flow
+            victim.kill()
     _, err = process.communicate(timeout=PATIENCE_S)
     if not flow and (process.returncode != 1 or "was ended by SIGKILL" not in err):
         outcome.remarks.append(f"status {process.returncode}: {err[-800:]}")

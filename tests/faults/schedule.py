@@ -58,22 +58,6 @@ def rounds(seed: int) -> Iterator[list[Trial]]:
         yield found
 
 
-def schedule(seed: int, faults: int) -> list[Trial]:
-    """Whole rounds, of at least so many faults."""
-    found: list[Trial] = []
-    for trials in rounds(seed):
-        if sum(trial.times for trial in found) >= faults:
-            return found
-        found += trials
-    raise AssertionError("there is always another round")
-
-
-def _turns(draw: random.Random, names: tuple[str, ...]) -> Iterator[str]:
-    """Each once, in an order of chance, again and again."""
-    while True:
-        yield from draw.sample(names, len(names))
-
-
 def sample(seed: int) -> list[Trial]:
     """A few minutes' worth: every fault of a stage once, and those of a run that no other test has."""
     draw = random.Random(seed)
@@ -83,3 +67,9 @@ def sample(seed: int) -> list[Trial]:
     ]
     runs = ("run: trainer killed", "run: Prefect stopped")
     return found + [Trial(len(found) + n, fault, "sft", 1, 0, draw.getrandbits(32)) for n, fault in enumerate(runs)]
+
+
+def _turns(draw: random.Random, names: tuple[str, ...]) -> Iterator[str]:
+    """Each once, in an order of chance, again and again."""
+    while True:
+        yield from draw.sample(names, len(names))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from flows.points import entities
 from tests.faults.outcome import Outcome
 from tests.faults.reference import Reference
 from tests.faults.schedule import Trial
-from tests.faults.work import GOES_ON
+from tests.faults.work import GOES_ON, NotStruckError
 from tests.left import left_in, steps_in
 
 PATIENCE_S = 300
@@ -30,8 +31,8 @@ PATIENCE_S = 300
 class Shop:
     """One trial's."""
 
-    def __init__(self, reference: Reference, trial: Trial, folder: Path) -> None:
-        self.reference, self.trial, self.draw = reference, trial, random.Random(trial.seed)
+    def __init__(self, reference: Reference, trial: Trial, folder: Path, sooner: float) -> None:
+        self.reference, self.trial, self.draw, self.sooner = reference, trial, random.Random(trial.seed), sooner
         self.folder, self.home = folder, folder / "align"
         result = reference.result(trial.stage)
         self.result, self.draft = self.home / "store" / result.name, self.home / "drafts" / result.name
@@ -44,17 +45,20 @@ class Shop:
         """`align run --until` the stage that is missing."""
         return self.reference.run(self.home, self.trial.stage, **self.environment)
 
-    def until_it_trains(self, process: subprocess.Popen[str]) -> None:
-        """Until it has a checkpoint, and for a time of chance after that."""
+    def until_it_trains(self, process: subprocess.Popen[str]) -> psutil.Process:
+        """The trainer, once it has a checkpoint, and a time of chance after that; raises NotStruckError if it ended."""
         while not any(self.draft.glob("work/checkpoint-*/manifest.json")):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        time.sleep(self.draw.uniform(0, 0.4) * self.reference.stages[self.trial.stage]["metrics"]["cost/seconds"])
-
-    def trainer(self) -> psutil.Process:
-        """The process that trains."""
+        seconds = self.reference.stages[self.trial.stage]["metrics"]["cost/seconds"]
+        time.sleep(self.draw.uniform(0, 0.4) * self.sooner * seconds)
         job = str(self.draft / "job.json")
-        return next(process for process in self.processes() if job in process.cmdline())
+        with suppress(psutil.Error):
+            for one in self.processes():
+                if job in one.cmdline():
+                    return one
+        process.communicate(timeout=PATIENCE_S)
+        raise NotStruckError
 
     def processes(self) -> list[psutil.Process]:
         """All that belong to this home."""

@@ -57,7 +57,8 @@ class BestOfN(Sampling):
         means = [one["mean_score"] for one in found]
         ctx.say(
             f"kept the best of {self.n} for {len(kept)} of {len(rows)} prompts; mean score "
-            f"{sum(means) / len(means):.3g}, the kept are {sum(gain) / len(gain):.3g} above; KL to the policy at most {self.kl_bound():.2f} nats"
+            f"{sum(means) / len(means):.3g}, the kept are {sum(gain) / len(gain):.3g} above; KL to the policy at most "
+            f"{self.kl_bound():.2f} nats"
         )
         return {
             "data/rows_train": float(len(kept)), "data/rows_test": float(len(tests)),

@@ -1,9 +1,10 @@
 """Merge: an adapter into its base, verified before it counts.
 
-W' = W + (alpha / r) B A for each adapted module, in float32, then rounded to the base's dtype. Two comparisons on real
-prompts are reported, and either can refuse the result: the float32 merge against base plus adapter (an exact identity,
-so only rounding may differ), and the files as plain transformers load them against base plus adapter (so a merge that
-loses the tuning in its rounding, or changes nothing, never passes for one that keeps it).
+W' = W + (alpha / r) B A for each adapted module (rsLoRA and DoRA as tasks/settings.py has them), in float32, then
+rounded to the base's dtype. Two comparisons on real prompts are reported, and either can refuse the result: the float32
+merge against base plus adapter (an exact identity, so only rounding may differ), and the files as plain transformers
+load them against base plus adapter (so a merge that loses the tuning in its rounding, or changes nothing, never passes
+for one that keeps it).
 """
 
 from __future__ import annotations

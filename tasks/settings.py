@@ -30,6 +30,11 @@ class LoRA(BaseModel):
     """`all-linear`, a list of module names, or a regular expression over full module names."""
     top_layers: int | None = Field(None, ge=1)
     """Adapters on the last k layers only: the layers below need no backward pass."""
+    rslora: bool = False
+    """Scale the update by alpha / sqrt(rank) instead, so that a higher rank learns no slower (arXiv:2312.03732)."""
+    dora: bool = False
+    """Train direction and length of each output's weights apart (arXiv:2402.09353): m (W + s B A) / ||W + s B A||, the
+    norm over inputs, m starting as that of W. A number more for each output; slower."""
 
     @field_validator("target_modules")
     @classmethod
@@ -109,7 +114,7 @@ class Training(Stage):
         lora = self.lora_settings()
         if lora is None:
             return shape.parameters
-        return shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers)
+        return shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers, dora=lora.dora)
 
     def estimate(self) -> Estimate:
         """Parameters and memory from the base's configuration, steps from the data's report; needs no torch."""

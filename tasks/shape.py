@@ -57,11 +57,13 @@ class ModelShape:
         """All weights."""
         return self.layers * sum(inputs * outputs for _, inputs, outputs in self.linears) + self.others
 
-    def lora_parameters(self, rank: int, targets: str | list[str], top_layers: int | None) -> int:
-        """r (inputs + outputs) for each adapted module: A is (r, inputs), B is (outputs, r)."""
+    def lora_parameters(
+        self, rank: int, targets: str | list[str], top_layers: int | None, *, dora: bool = False
+    ) -> int:
+        """r (inputs + outputs) for each adapted module: A is (r, inputs), B is (outputs, r); DoRA's m is (outputs,)."""
         layers = range(self.layers - min(top_layers or self.layers, self.layers), self.layers)
         return sum(
-            rank * (inputs + outputs)
+            rank * (inputs + outputs) + outputs * dora
             for layer in layers
             for name, inputs, outputs in self.linears
             if adapted(f"{self.prefix}.{layer}.{name}", targets)

@@ -52,7 +52,8 @@ class Online(Sampling):
             return shape.adapter_parameters(self.policy)
         if self.lora is None:
             return shape.parameters
-        return shape.lora_parameters(self.lora.rank, self.lora.target_modules, self.lora.top_layers)
+        lora = self.lora
+        return shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers, dora=lora.dora)
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many prompts."""

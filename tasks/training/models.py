@@ -91,6 +91,8 @@ def add_adapter(
         r=lora.rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=target_names(model, lora),
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
         fan_in_fan_out=_has_conv1d(model),
@@ -179,7 +181,7 @@ def adapter_lora(adapter: Adapter) -> LoRA:
     config = json.loads((adapter.path / "adapter_config.json").read_text())
     return LoRA(
         rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"],
-        target_modules=config["target_modules"],
+        target_modules=config["target_modules"], rslora=config["use_rslora"], dora=config["use_dora"],
     )  # fmt: skip
 
 

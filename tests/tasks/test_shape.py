@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
 from artifacts.kinds import Adapter, Checkpoint
 from tasks.settings import LoRA
 from tasks.shape import ModelShape, tensor_elements
-from tasks.training.models import target_names
+from tasks.training.models import add_adapter
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 96}  # fmt: skip
@@ -55,12 +54,14 @@ LLAMA_LORAS = [
     LoRA(rank=4, target_modules=["self_attn.o_proj"]),
     LoRA(rank=2, target_modules=r".*\.1\.mlp\.(up|down)_proj"),
     LoRA(rank=8, top_layers=1),
+    LoRA(rank=8, dora=True, target_modules=["q_proj", "down_proj"]),
     LoRA(rank=8, top_layers=9),
 ]
 GPT2_LORAS = [
     LoRA(rank=16),
     LoRA(rank=8, target_modules=["c_attn", "attn.c_proj"]),
     LoRA(rank=8, target_modules=["c_proj"]),
+    LoRA(rank=8, dora=True),
     LoRA(rank=8, top_layers=2, target_modules=["c_attn"]),
 ]
 
@@ -73,11 +74,9 @@ GPT2_LORAS = [
 )
 def test_adapters_are_counted_as_peft_makes_them(name: str, lora: LoRA, tmp_path: Path) -> None:
     shape, model = ModelShape.from_config(saved(CONFIGS[name], tmp_path)), on_meta(CONFIGS[name])
-    adapted = get_peft_model(
-        model, LoraConfig(r=lora.rank, target_modules=target_names(model, lora), fan_in_fan_out=name == "gpt2")
-    )
+    adapted = add_adapter(model, lora)
     assert shape is not None
-    assert shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers) == sum(
+    assert shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers, dora=lora.dora) == sum(
         parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
     )
 

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check proofs faults bench-ppo clean data constraints
+.PHONY: quickstart test check proofs faults bench-ppo lora-sizes clean data constraints
 
 quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
@@ -21,6 +21,9 @@ faults: $(READY)  ## two hundred faults, most of them real kills, and a table; o
 TRL := .venv-trl
 bench-ppo: $(READY) $(TRL)/.ready  ## our PPO beside TRL 1.12.0's, in turn; options: make bench-ppo ARGS="--turns 1"
 	$(BIN)/python tests/bench/ppo.py $(ARGS)
+
+lora-sizes: $(READY)  ## what LoRA trains on well-known models, by rank and target modules
+	$(BIN)/python -m tests.bench.lora_sizes
 
 # The last TRL with a PPO trainer, with the versions that we use of everything else.
 $(TRL)/.ready: constraints.txt

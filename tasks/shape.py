@@ -1,6 +1,6 @@
 """What a model's configuration says of its size, in closed form: no torch, no weights.
 
-Llama-shaped models (SmolLM2, Llama, Mistral, Qwen2) and GPT-2-shaped ones are known; for others nothing is guessed.
+Llama-shaped models (SmolLM2, Llama, Mistral, Qwen2), GPT-2 and GPT-J are known; for others nothing is guessed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class ModelShape:
                 return cls(**_llama(config), bytes_each=_width(config), prefix="model.layers")
             if config.get("model_type") == "gpt2":
                 return cls(**_gpt2(config), bytes_each=_width(config), prefix="transformer.h")
+            if config.get("model_type") == "gptj":
+                return cls(**_gptj(config), bytes_each=_width(config), prefix="transformer.h")
         except KeyError:
             return None
         return None
@@ -129,6 +131,16 @@ def _gpt2(config: dict[str, Any]) -> dict[str, Any]:
         "linears": linears,
         "others": others,
     }
+
+
+def _gptj(config: dict[str, Any]) -> dict[str, Any]:
+    hidden, layers, vocabulary = config["n_embd"], config["n_layer"], config["vocab_size"]
+    inner = config.get("n_inner") or 4 * hidden
+    attention = tuple((f"attn.{name}_proj", hidden, hidden) for name in ("q", "k", "v", "out"))
+    linears = (*attention, ("mlp.fc_in", hidden, inner), ("mlp.fc_out", inner, hidden))
+    head = vocabulary + vocabulary * hidden * (0 if config.get("tie_word_embeddings", False) else 1)
+    others = vocabulary * hidden + head + layers * (inner + hidden + 2 * hidden) + 2 * hidden
+    return {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "linears": linears, "others": others}
 
 
 def _width(config: dict[str, Any]) -> int:

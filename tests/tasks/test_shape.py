@@ -14,6 +14,7 @@ from artifacts.kinds import Adapter, Checkpoint
 from tasks.settings import LoRA
 from tasks.shape import ModelShape, tensor_elements
 from tasks.training.models import add_adapter
+from tests.bench.lora_sizes import MODELS, RANKS, sizes
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 96}  # fmt: skip
@@ -95,6 +96,19 @@ def test_the_numbers_known_of_gpt2(rank: int, targets: Any, top_layers: int | No
     assert shape is not None
     assert shape.parameters == 124_439_808
     assert shape.lora_parameters(rank, targets, top_layers) == wanted
+
+
+@pytest.mark.parametrize("name", ["GPT-2 124M", "GPT-2 774M", "GPT-2 1.5B", "GPT-J 6B", "Llama 3 8B"])
+@pytest.mark.parametrize("rank", [8, 64])
+def test_the_table_of_sizes_is_what_transformers_and_peft_make(name: str, rank: int) -> None:
+    """On the meta device, where no weight takes memory."""
+    config, attention = MODELS[name]
+    for targets in (attention, "all-linear"):
+        total, trained = sizes(config, targets)
+        model = on_meta(config)
+        assert total == sum(parameter.numel() for parameter in model.parameters())
+        adapted = add_adapter(model, LoRA(rank=rank, target_modules=targets))
+        assert adapted.get_nb_trainable_parameters()[0] == trained[RANKS.index(rank)]
 
 
 @pytest.mark.parametrize(

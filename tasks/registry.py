@@ -9,6 +9,7 @@ from tasks.stage import Stage
 STAGES: dict[str, str] = {
     "base": "tasks.base_model:BaseModelStage",
     "data": "tasks.data:Data",
+    "adopt": "tasks.adopt:Adopt",
     "sft": "tasks.sft:SFT",
     "reward": "tasks.reward:Reward",
     "ppo": "tasks.ppo:PPO",

@@ -35,6 +35,7 @@ EXECUTION = Execution(threads=1, device="cpu", micro_batch=4, save_interval=1, k
 CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "base": lambda get: {"source": "builtin:tiny-llama"},
     "data": lambda get: {"base": get("base"), "form": "preferences", "source": "preferences.jsonl", "limit": 64},
+    "adopt": lambda get: {"base": get("base"), "source": str(get("sft").path)},
     "sft": lambda get: {"base": get("base"), "data": get("demonstrations"), "lora": DROPOUT, **TRAINING},
     "reward": lambda get: {"base": get("base"), "data": get("pairs"), "lora": DROPOUT, **TRAINING},
     "dpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},

@@ -37,6 +37,7 @@ def did_you_mean(word: Any, options: Iterable[str]) -> str:
     """`; did you mean 'beta'?`, or nothing; `lr` is understood as the initials of `learning_rate`."""
     names = list(options)
     close = [name for name in names if str(word) == "".join(part[:1] for part in name.split("_"))]
+    close += [name for name in names if sorted(name) == sorted(str(word))]  # two letters that changed places
     close += get_close_matches(str(word), names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

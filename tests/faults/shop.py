@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from artifacts.jsonl import read_jsonl
@@ -23,7 +24,7 @@ from tests.faults.outcome import Outcome
 from tests.faults.reference import Reference
 from tests.faults.schedule import Trial
 from tests.faults.work import GOES_ON, NotStruckError
-from tests.left import left_in, steps_in
+from tests.left import left_in, steps_in, timeless
 
 PATIENCE_S = 300
 
@@ -117,16 +118,10 @@ class Shop:
             outcome.recovered = False
             outcome.remarks.append(f"in MLflow it has the runs {[(run.info.run_id, run.info.status) for run in runs]}")
             return
-        wanted = {
-            (metric.key, metric.step, metric.value)
-            for point in read_jsonl(self.result / "metrics.jsonl")
-            for metric in entities(point)
-        }
-        found = Counter(
-            (metric.key, metric.step, metric.value)
-            for name in runs[0].data.metrics
-            for metric in client.get_metric_history(runs[0].info.run_id, name)
-        )
+        points = read_jsonl(self.result / "metrics.jsonl")
+        wanted = {named(metric) for point in points for metric in entities(point)}
+        histories = (client.get_metric_history(runs[0].info.run_id, name) for name in runs[0].data.metrics)
+        found = Counter(named(metric) for history in histories for metric in history)
         outcome.lost += len(wanted - set(found))
         outcome.doubled += sum(number - 1 for number in found.values())
 
@@ -134,6 +129,11 @@ class Shop:
         """Steps beyond the checkpoint from which it went on after it had said so much; 0 if it was not disturbed."""
         goes_on = GOES_ON.search(self.log()[said_before:])
         return max(0, steps - int(goes_on[1])) if goes_on else 0
+
+
+def named(metric: Metric) -> tuple[str, int, float | None]:
+    """Which point it is; of one that measures time, which comes out otherwise when a step is done again, no value."""
+    return metric.key, metric.step, metric.value if timeless({metric.key: 0.0}) else None
 
 
 def record_of(home: Path) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences
 from tasks.context import Execution
 from tasks.settings import LoRA, Training
+from tasks.stage import Stage
 
 
-class Tuning(Training):
-    """Trains a copy of `policy`: an adapter goes on as it is, a checkpoint gets a fresh one or trains whole."""
+class FromPolicy(Stage):
+    """Makes a copy of `policy` better: an adapter goes on as it is, a checkpoint gets a fresh one or trains whole."""
 
     policy: Model
-    data: Dataset
+    """Where training starts."""
     lora: LoRA | None = None
     """For a `policy` that is a complete checkpoint: train a fresh adapter instead of all weights."""
 
@@ -31,6 +32,12 @@ class Tuning(Training):
             return Adapter(key=key, path=path, base=self.policy.base)
         assert isinstance(self.policy, Checkpoint)
         return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
+
+
+class Tuning(FromPolicy, Training):
+    """Goes through rows."""
+
+    data: Dataset
 
     def dataset(self) -> Dataset:
         return self.data

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from artifacts.kinds import Adapter, Artifact, Checkpoint
+from artifacts.kinds import Adapter
 from tasks.rl.settings import Sampling
-from tasks.settings import LoRA
 from tasks.shape import ModelShape
 from tasks.stage import Estimate
+from tasks.tuning import FromPolicy
 
 
-class Online(Sampling):
+class Online(FromPolicy, Sampling):
     """A stage that trains the policy that it samples from; the KL penalty is measured against its start, frozen."""
 
     models_trained: ClassVar[int] = 1
     """The policy; a value model would be another."""
 
-    lora: LoRA | None = None
-    """For a `policy` that is a complete checkpoint: train a fresh adapter instead of all weights."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
     eval_rows: int = Field(64, ge=0)
     """Held-out prompts that are sampled from and scored before and after training; 0 for none."""
-
-    @model_validator(mode="after")
-    def _one_adapter(self) -> Self:
-        if self.lora is not None and isinstance(self.policy, Adapter):
-            raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
-        return self
-
-    def output(self, key: str, path: Path) -> Artifact:
-        if isinstance(self.policy, Adapter):
-            return Adapter(key=key, path=path, base=self.policy.base)
-        assert isinstance(self.policy, Checkpoint)
-        return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
 
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.policy)

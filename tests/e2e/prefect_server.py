@@ -1,49 +1,31 @@
-"""A real Prefect server, to be stopped and started."""
+"""A real Prefect server."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.mlflow_servers import answers, free_port
+from tests.e2e.servers import Server
 
 
-class Prefect:
-    """A server on its port, with its database in the PREFECT_HOME of `environment`."""
+class Prefect(Server):
+    """Its database is in the PREFECT_HOME of `environment`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.port = free_port()
-        self.environment = {**environment, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        super().__init__("/api/health")
+        self.given = environment
         self.api = f"http://127.0.0.1:{self.port}/api"
-        self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Returns once it answers."""
-        self.process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "prefect"), "server", "start", "--port", str(self.port), "--no-ui"],
-            env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + 90
-        while not answers(self.port, "/api/health"):
-            assert time.monotonic() < deadline and self.process.poll() is None
-            time.sleep(0.3)
+    def command(self) -> list[str]:
+        prefect = str(Path(sys.executable).parent / "prefect")
+        return [prefect, "server", "start", "--port", str(self.port), "--no-ui"]
 
-    def stop(self) -> None:
-        """As a crash does."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+    def environment(self) -> dict[str, str]:
+        return {**self.given, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """What its API answers."""

@@ -16,7 +16,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.e2e.conftest import Answer, Shop
-from tests.e2e.mlflow_servers import Mlflow, answers, free_port
+from tests.e2e.mlflow_servers import Mlflow
+from tests.e2e.servers import answers, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 BUCKET = "align"

@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from flows.tracking import HURRY_S
 from tests.e2e.conftest import Shop
-from tests.e2e.mlflow_servers import Mlflow, free_port
+from tests.e2e.mlflow_servers import Mlflow
+from tests.e2e.servers import free_port
 
 pytestmark = pytest.mark.e2e
 RECIPE = ["pipelines/tiny.yaml", "--until", "sft"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.e2e.mlflow_servers import free_port
 from tests.e2e.prefect_server import Prefect
+from tests.e2e.servers import free_port
 
 pytestmark = pytest.mark.e2e
 

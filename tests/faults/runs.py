@@ -87,7 +87,7 @@ def prefect_stopped(shop: Shop, outcome: Outcome) -> None:
     server = Prefect({**os.environ, "PREFECT_HOME": str(shop.folder / "prefect")})
     server.start()
     try:
-        shop.environment["PREFECT_API_URL"] = server.api
+        shop.environment |= {"PREFECT_API_URL": server.api, "PREFECT_CLIENT_MAX_RETRIES": "1"}  # it waits less long
         process = shop.run()
         shop.until_it_trains(process)
         server.stop()

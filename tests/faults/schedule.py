@@ -58,15 +58,11 @@ def rounds(seed: int) -> Iterator[list[Trial]]:
         yield found
 
 
-def sample(seed: int) -> list[Trial]:
-    """A few minutes' worth: every fault of a stage once, and those of a run that no other test has."""
+def sample(seed: int, stage: str) -> list[Trial]:
+    """Three minutes' worth: every fault of a stage once, and those of a run that no other test has."""
     draw = random.Random(seed)
-    stages = _turns(draw, ("sft", "reward", "ppo"))
-    found = [
-        Trial(n, fault, next(stages), 1, draw.randrange(60), draw.getrandbits(32)) for n, fault in enumerate(ON_A_STAGE)
-    ]
-    runs = ("run: trainer killed", "run: Prefect stopped")
-    return found + [Trial(len(found) + n, fault, "sft", 1, 0, draw.getrandbits(32)) for n, fault in enumerate(runs)]
+    faults = (*ON_A_STAGE, "run: trainer killed", "run: Prefect stopped")
+    return [Trial(n, fault, stage, 1, draw.randrange(60), draw.getrandbits(32)) for n, fault in enumerate(faults)]
 
 
 def _turns(draw: random.Random, names: tuple[str, ...]) -> Iterator[str]:

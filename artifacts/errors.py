@@ -64,6 +64,18 @@ class OutOfMemoryError(StageError):
     """A stage needed more memory than there is: the message says how much it had, and what to try."""
 
 
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says in errors that have no class of their own: its CPU allocator, the driver, cuBLAS."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether a library says that there is no memory left, on the GPU or beside it; no error of ours does."""
+    if isinstance(error, AlignError):
+        return False
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error) for words in NO_MEMORY)
+
+
 class NumberError(StageError):
     """Training computes no numbers, or nothing at all: the message names the step and the rows."""
 

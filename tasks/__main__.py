@@ -16,7 +16,14 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from artifacts.errors import AlignError, InterruptedStage, OutOfMemoryError, StageError, UserError
+from artifacts.errors import (
+    AlignError,
+    InterruptedStage,
+    OutOfMemoryError,
+    StageError,
+    UserError,
+    ran_out_of_memory,
+)
 from tasks.job import Job
 from tasks.training.checkpoints import disk_is_full, last_good
 
@@ -65,11 +72,9 @@ def main(argv: list[str]) -> int:
 
 def _known(error: Exception, job: Job) -> Exception:
     """What libraries raise when memory or the disk runs out, as an error of ours; anything else as it is."""
-    said = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
-        if not isinstance(error, AlignError):
-            return job.out_of_memory("out of memory", _peak_memory())
-    elif not isinstance(error, AlignError) and disk_is_full(error, job.draft):
+    if ran_out_of_memory(error):
+        return job.out_of_memory("out of memory", _peak_memory())
+    if not isinstance(error, AlignError) and disk_is_full(error, job.draft):
         return StageError(
             f"the disk is full at {job.draft} ({type(error).__name__}); {last_good(job.draft / 'work')}. Make room "
             "and run the same command again"

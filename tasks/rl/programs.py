@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import DataError, StageError, UserError
+from artifacts.errors import DataError, StageError, UserError, ran_out_of_memory
 from tasks.checks import passes
 
 CHECKS = "checks"
@@ -171,9 +171,9 @@ class Programs:
         name, scorer = self.names[located], self._scorers[located]
         try:
             given = scorer(rows, completions)
-        except MemoryError:
-            raise
         except Exception as error:
+            if ran_out_of_memory(error):
+                raise
             raise StageError(self._blamed(name, scorer, rows, completions, error)) from error
         if len(given) != len(rows):
             raise StageError(f"reward {name}: wanted {len(rows)} scores, one a completion, got {len(given)}")

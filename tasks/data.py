@@ -19,7 +19,8 @@ from artifacts.fingerprint import FileDigests, canonical
 from artifacts.kinds import Artifact, Checkpoint, Dataset, Demonstrations, Feedback, Preferences
 from tasks.context import Context
 from tasks.rendering import Renderer, Template
-from tasks.rows import Form, Row, RowError, read_rows, require_readable, shown_problems
+from tasks.row_files import require_readable
+from tasks.rows import Form, Row, RowError, read_rows, shown_problems
 from tasks.sources import locate
 from tasks.splits import write_split
 from tasks.stage import Stage

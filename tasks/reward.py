@@ -12,35 +12,24 @@ computes the loss.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from artifacts.errors import DataError
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Preferences, RewardModel
+from artifacts.kinds import Artifact, Dataset, Preferences, RewardModel
 from tasks.context import Context
-from tasks.settings import LoRA, Training
 from tasks.shape import ModelShape
 from tasks.statistics import wins
+from tasks.tuning import OnBase
 
 
-class Reward(Training):
+class Reward(OnBase):
     """Trains a scalar head with an adapter of its own on the base, or with `lora: null` all weights."""
 
-    base: Checkpoint
     data: Preferences
-    adapter: Adapter | None = None
-    """Start from this adapter (an SFT's) instead of a fresh one; its shape is taken over."""
-    lora: LoRA | None = LoRA()
-    """Settings of a fresh adapter; null trains all weights."""
     eval_rows: int = Field(64, ge=0)
     """Held-out pairs for the figures along the way; the final accuracy is always over all of them."""
-
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
-        if self.adapter is not None and "lora" in self.model_fields_set and self.lora != LoRA():
-            raise ValueError("lora must be left out when `adapter` gives the adapter to start from")
-        return self
 
     def output(self, key: str, path: Path) -> Artifact:
         return RewardModel(key=key, path=path, base=self.base)
@@ -48,15 +37,9 @@ class Reward(Training):
     def dataset(self) -> Dataset:
         return self.data
 
-    def start(self) -> Checkpoint:
-        return self.base
-
-    def lora_settings(self) -> LoRA | None:
-        return self.lora
-
     def trained(self, shape: ModelShape) -> int | None:
         """The adapter, fresh or taken over, or all weights; and the head."""
-        counted = super().trained(shape) if self.adapter is None else shape.adapter_parameters(self.adapter)
+        counted = super().trained(shape)
         return None if counted is None else counted + shape.hidden
 
     def run(self, ctx: Context) -> dict[str, float]:

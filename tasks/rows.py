@@ -14,9 +14,6 @@ every problem names file, row (the first is 1) and field.
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,14 +21,10 @@ from pydantic import BaseModel, ConfigDict
 
 from artifacts.errors import DataError
 from tasks.checks import validate
-from tasks.sources import split_hub
+from tasks.row_files import raw_rows
 
 Form = Literal["demonstrations", "preferences", "feedback"]
 SHOWN_PROBLEMS = 10
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-TEXT = "utf-8-sig"
-"""UTF-8; spreadsheets put a mark first, which would else become a part of the first column's name."""
-LARGEST_CELL = 1 << 27
 LABELS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -77,7 +70,7 @@ def read_rows(source: str, form: Form, *, split_pairs: bool = False) -> list[Row
     """
     where = source if source.startswith("hub:") else Path(source).name
     rows, problems = [], []
-    for number, raw in enumerate(_raw_rows(source), start=1):
+    for number, raw in enumerate(raw_rows(source), start=1):
         try:
             rows += _rows(raw, number, form, split_pairs)
         except RowError as error:
@@ -93,94 +86,6 @@ def shown_problems(problems: list[str]) -> str:
     """The first few, and how many more there are."""
     more = len(problems) - SHOWN_PROBLEMS
     return "\n".join(problems[:SHOWN_PROBLEMS] + ([f"... and {more} more rows with problems"] if more > 0 else []))
-
-
-def require_readable(path: Path) -> None:
-    """Raise DataError for what can be seen to be no file of rows without reading it."""
-    if path.is_dir():
-        raise DataError(f"source: wanted a file, got the folder {path}")
-    _reader(path)
-    if path.stat().st_size == 0:
-        raise DataError(f"source: {path} is empty")
-
-
-def _raw_rows(source: str) -> Iterator[Any]:
-    if source.startswith("hub:"):
-        yield from _hub_rows(source)
-        return
-    path = Path(source)
-    try:
-        yield from _reader(path)(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: not UTF-8 text ({error})") from error
-
-
-def _reader(path: Path) -> Callable[[Path], Iterator[Any]]:
-    reader = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path.name}: wanted a file that ends with {', '.join(SUFFIXES)}, got {path.suffix or 'none'}")
-    return reader
-
-
-def _json(path: Path) -> Iterator[Any]:
-    text = path.read_text(encoding=TEXT)
-    if not text.strip():
-        return
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path.name}: not valid JSON ({error}); for one object a line, name it .jsonl") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path.name}: wanted a list of rows, got {type(rows).__name__}")
-    yield from rows
-
-
-def _jsonl(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(path.read_text(encoding=TEXT).split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path.name}: line {number} is not valid JSON ({error})") from error
-
-
-def _csv(path: Path) -> Iterator[Any]:
-    csv.field_size_limit(LARGEST_CELL)
-    with path.open(newline="", encoding=TEXT) as file:
-        try:
-            for row in csv.DictReader(file):
-                yield {name: _from_cell(name, value) for name, value in row.items()}
-        except csv.Error as error:
-            raise DataError(f"{path.name}: not valid CSV ({error})") from error
-
-
-def _from_cell(name: str | None, value: Any) -> Any:
-    """CSV has only text; checks and lists of messages are JSON in it."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
-        return value
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    is_messages = isinstance(found, list) and all(isinstance(item, dict) and "role" in item for item in found)
-    return found if name in ("messages", "check") or is_messages else value
-
-
-def _parquet(path: Path) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path.name}: not a Parquet file ({error})") from error
-
-
-def _hub_rows(source: str) -> Iterator[Any]:
-    from datasets import load_dataset
-
-    identity, commit = split_hub(source)
-    yield from load_dataset(identity, revision=commit, split="train")
 
 
 def _rows(raw: Any, number: int, form: Form, split_pairs: bool) -> list[Row]:

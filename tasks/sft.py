@@ -9,55 +9,29 @@ the token count of the whole batch as N, so that the micro-batch makes no differ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from artifacts.errors import DataError
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Demonstrations, Model
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Demonstrations
 from tasks.context import Context
-from tasks.settings import LoRA, Training
+from tasks.tuning import OnBase
 
 
-class SFT(Training):
-    """Trains an adapter on the base, or with `lora: null` all of its weights."""
+class SFT(OnBase):
+    """Trains an adapter on the base, a fresh one or one that goes on, or with `lora: null` all weights."""
 
-    base: Checkpoint
     data: Demonstrations
-    adapter: Adapter | None = None
-    """Go on with this adapter instead of a fresh one."""
-    lora: LoRA | None = LoRA()
-    """Settings of a fresh adapter; null trains all weights."""
     eval_rows: int = Field(64, ge=0)
     """Held-out rows on which the loss is measured before, during and after training; 0 for none."""
-
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
-        if self.adapter is not None and "lora" in self.model_fields_set and self.lora != LoRA():
-            raise ValueError("lora must be left out when `adapter` gives the adapter to start from")
-        return self
 
     def output(self, key: str, path: Path) -> Artifact:
         whole = self.lora is None and self.adapter is None
         return Checkpoint(key=key, path=path) if whole else Adapter(key=key, path=path, base=self.base)
 
-    def input_problem(self) -> str | None:
-        """An adapter goes on only on the base that it was trained on."""
-        if self.adapter is None or self.adapter.base.key == self.base.key:
-            return None
-        return (
-            f"adapter: wanted one trained on the base {self.base.key[:12]}, got one trained on "
-            f"{self.adapter.base.key[:12]}; give both the same base"
-        )
-
     def dataset(self) -> Dataset:
         return self.data
-
-    def start(self) -> Model:
-        return self.adapter or self.base
-
-    def lora_settings(self) -> LoRA | None:
-        return self.lora
 
     def run(self, ctx: Context) -> dict[str, float]:
         from datasets import Dataset as Rows

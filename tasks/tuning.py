@@ -1,4 +1,4 @@
-"""Fields of every stage that goes on with a policy: what it starts from, and what comes out."""
+"""What a training stage starts from, a base or a policy, and what comes out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,37 @@ from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Prefe
 from tasks.context import Execution
 from tasks.settings import LoRA, Training
 from tasks.stage import Stage
+
+
+class OnBase(Training):
+    """Trains an adapter on the base, a fresh one or one that goes on, or with `lora: null` all weights."""
+
+    base: Checkpoint
+    adapter: Adapter | None = None
+    """Go on with this adapter instead of a fresh one; its shape is taken over."""
+    lora: LoRA | None = LoRA()
+    """Settings of a fresh adapter; null trains all weights."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.adapter is not None and "lora" in self.model_fields_set and self.lora != LoRA():
+            raise ValueError("lora must be left out when `adapter` gives the adapter to start from")
+        return self
+
+    def input_problem(self) -> str | None:
+        """An adapter goes on only on the base that it was trained on."""
+        if self.adapter is None or self.adapter.base.key == self.base.key:
+            return None
+        return (
+            f"adapter: wanted one trained on the base {self.base.key[:12]}, got one trained on "
+            f"{self.adapter.base.key[:12]}; give both the same base"
+        )
+
+    def start(self) -> Model:
+        return self.adapter or self.base
+
+    def lora_settings(self) -> LoRA | None:
+        return self.lora
 
 
 class FromPolicy(Stage):

@@ -13,6 +13,7 @@ from tasks.training.likelihood import row_logps
 from tasks.training.logps import padded, token_logps
 from tasks.training.models import without_dropout
 from tasks.training.own_loss import Batch, OwnLoss
+from tasks.training.rows import seen
 from tasks.training.trainable import save_trained, trainable
 from tasks.training.trainer import arguments, fit, ids_only
 
@@ -36,14 +37,16 @@ def train_feedback(
 
     model, tokenizer = trainable(stage.policy, stage.lora, ctx)
     without_dropout(model)
-    splits = [with_reference(model, tokenizer, with_others(split, ctx.seed), ctx) for split in (rows, tests)]
     lengths = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows]
+    read = seen(lengths, stage.batch_size, ctx.seed, stage.steps(len(rows)))
+    train = with_reference(model, tokenizer, with_others(rows, ctx.seed), read, ctx)
+    held_out = with_reference(model, tokenizer, with_others(tests, ctx.seed), set(range(len(tests))), ctx)
     trainer = ids_only(FeedbackTrainer, lengths, ctx.seed)(
         model=model,
         args=arguments(TrainingArguments, stage, ctx, len(rows), len(tests), remove_unused_columns=False),
         data_collator=lambda batch: collated(batch, tokenizer.pad_token_id),
-        train_dataset=Rows.from_list(splits[0]),
-        eval_dataset=Rows.from_list(splits[1]) if tests else None,
+        train_dataset=Rows.from_list(train),
+        eval_dataset=Rows.from_list(held_out) if tests else None,
         processing_class=tokenizer,
     )
     trainer.feedback_loss, trainer.beta = loss, beta
@@ -60,18 +63,24 @@ def with_others(rows: list[Row], seed: int) -> list[Row]:
     return [{**row, "other_ids": rows[after[i]]["completion_ids"]} for i, row in enumerate(rows)]
 
 
-def with_reference(model: Any, tokenizer: Any, rows: list[Row], ctx: Context) -> list[Row]:
-    """Each row with the log-probabilities of both its completions under the model as it is now, the reference."""
+def with_reference(model: Any, tokenizer: Any, rows: list[Row], read: set[int], ctx: Context) -> list[Row]:
+    """Each row with the log-probabilities of both its completions under the model as it is now, the reference.
+
+    0 for a row that is not in `read`: it is never trained on.
+    """
     import torch
 
-    if not rows:
-        return rows
+    wanted = [rows[i] for i in sorted(read)]
     model.eval()
     with torch.no_grad():
         own, other = (
-            row_logps(model, tokenizer, rows, name, REFERENCE_BATCH, ctx) for name in ("completion_ids", "other_ids")
+            row_logps(model, tokenizer, wanted, name, REFERENCE_BATCH, ctx) for name in ("completion_ids", "other_ids")
         )
-    return [{**row, "ref_logp": a, "ref_other_logp": b} for row, a, b in zip(rows, own, other, strict=True)]
+    found = dict(zip(sorted(read), zip(own, other, strict=True), strict=True))
+    return [
+        {**row, "ref_logp": found.get(i, (0.0, 0.0))[0], "ref_other_logp": found.get(i, (0.0, 0.0))[1]}
+        for i, row in enumerate(rows)
+    ]
 
 
 def collated(rows: list[Row], pad: int) -> Batch:

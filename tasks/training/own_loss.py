@@ -6,6 +6,7 @@ depend on the micro-batch, also in an epoch's short last batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 
 
-class OwnLoss(Trainer):
+class OwnLoss(Trainer, ABC):
     """Subclasses say what a batch's losses are; figures are averaged over the rows since the last point."""
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the rows of the whole step
 
+    @abstractmethod
     def losses(self, model: Any, batch: Batch) -> Tensor:
         """The loss of each row (or pair), (B,); notes figures with `note`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows_in(self, batch: Batch) -> int:
         """Rows (or pairs) in a batch."""
-        raise NotImplementedError
 
     def note(self, figures: Mapping[str, Tensor]) -> None:
         """Values of figures, one for each row that has one; their mean goes into the next point."""

@@ -49,6 +49,17 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     return [index for batch in whole + rest for index in batch]
 
 
+def seen(lengths: Sequence[int], batch_size: int, seed: int, steps: int) -> set[int]:
+    """The rows that so many optimizer steps go through."""
+    found: set[int] = set()
+    epoch = 0
+    while steps > 0 and len(found) < len(lengths):
+        order = epoch_order(lengths, batch_size, seed, epoch)
+        found |= set(order[: steps * batch_size])
+        steps, epoch = steps - -(-len(order) // batch_size), epoch + 1
+    return found
+
+
 class EpochSampler:
     """Feeds `epoch_order` to a DataLoader; the trainer says which epoch it is."""
 

@@ -50,6 +50,12 @@ class Shop:
             "HOME": str(folder),
         }
 
+    def checkpoints(self, uses: str) -> list[Path]:
+        """Complete ones of a stage at work."""
+        drafts = (self.home / "drafts").glob(f"{uses}-*")
+        found = [path for draft in drafts for path in (draft / "work").glob("checkpoint-*")]
+        return [path for path in found if (path / "manifest.json").exists()]
+
     def start(self, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
         # A shell that starts tests in the background lets them ignore Ctrl-C; a user's terminal does not.
         return subprocess.Popen(

@@ -8,24 +8,25 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 
-class Server:
+class Server(ABC):
     """`command` serves on `port`, and is up once it says 200 at `health`."""
 
     def __init__(self, health: str) -> None:
         self.port, self.health = free_port(), health
         self.process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> Sequence[str]:
         """What starts it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def environment(self) -> Mapping[str, str]:
         """In which it runs."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Returns once it answers."""

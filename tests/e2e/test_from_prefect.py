@@ -123,7 +123,7 @@ def test_two_flow_runs_train_a_shared_stage_once(served):
 
 def test_a_cancelled_flow_run_leaves_no_process_and_goes_on_when_run_again(served):
     flow_run = served.trigger(**{"sft.epochs": 60})
-    eventually(lambda: list(served.shop.home.glob("drafts/sft-*/work/checkpoint-*/manifest.json")), 120)
+    eventually(lambda: served.shop.checkpoints("sft"), 120)
     assert served.trainers()
     served.server.call(f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     eventually(lambda: served.state(flow_run) == "Cancelled", 90)

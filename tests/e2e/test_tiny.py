@@ -87,10 +87,10 @@ def test_a_damaged_output_is_noticed_and_made_again(first, shop):
 def until_there_is_a_checkpoint(shop, process, uses="dpo"):
     """Waits; gives the job file that names the trainer."""
     deadline = time.monotonic() + 180
-    while not (found := list((shop.home / "drafts").glob(f"{uses}-*/work/checkpoint-*/manifest.json"))):
+    while not (found := shop.checkpoints(uses)):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    return str(found[0].parents[2] / "job.json")
+    return str(found[0].parents[1] / "job.json")
 
 
 def processes_with(text):
@@ -127,7 +127,7 @@ def test_asked_to_end_it_saves_leaves_no_process_and_ends_with_130(first, shop, 
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same command again" in err
     assert not processes_with(str(draft / "job.json"))
-    assert len(list(draft.glob("work/checkpoint-*/manifest.json"))) == 1
+    assert len(list((draft / "work").glob("checkpoint-*/manifest.json"))) == 1
     record = json.loads(max((shop.home / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime).read_text())
     assert {stage["name"]: stage["status"] for stage in record["stages"]} == {
         "base": "cached", "instructions": "cached", "pairs": "cached", "sft": "cached", "dpo": "planned"

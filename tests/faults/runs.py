@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 
+from flows.records import load_records
 from tests.e2e.mlflow_servers import Mlflow
 from tests.e2e.prefect_server import Prefect
 from tests.faults.outcome import Outcome
 from tests.faults.reference import Reference
 from tests.faults.schedule import Trial
-from tests.faults.shop import PATIENCE_S, Shop, record_of
+from tests.faults.shop import PATIENCE_S, Shop
 from tests.faults.stages import ATTEMPTS, allowed
 from tests.faults.work import NotStruckError
 
@@ -76,7 +77,7 @@ def mlflow_stopped(shop: Shop, outcome: Outcome) -> None:
         time.sleep(shop.draw.uniform(0.5, 8))
         server.start()
         shop.finish(outcome, process)
-        outcome.repeated = [shop.repeated(0, 0)]
+        shop.undisturbed(outcome)
         shop.finish_tracking(outcome)
     finally:
         server.stop()
@@ -92,10 +93,10 @@ def prefect_stopped(shop: Shop, outcome: Outcome) -> None:
         shop.until_it_trains(process)
         server.stop()
         shop.finish(outcome, process)
-        outcome.repeated = [shop.repeated(0, 0)]
+        shop.undisturbed(outcome)
         server.start()
         shop.finish_tracking(outcome)
-        state = server.call(f"/flow_runs/{record_of(shop.home)['flow_run_id']}")["state_type"]
+        state = server.call(f"/flow_runs/{load_records(shop.home)[0].flow_run_id}")["state_type"]
         if state != "COMPLETED":
             outcome.recovered = False
             outcome.remarks.append(f"Prefect shows the flow run as {state}")
@@ -109,12 +110,13 @@ def two_at_once(shop: Shop, outcome: Outcome) -> None:
     shop.until_it_trains(one)
     two = shop.run()
     assert two.stderr is not None
-    said = ""
-    while "which works on the same stage" not in said:
+    line = two.stderr.readline()
+    while line and "which works on the same stage" not in line:
         line = two.stderr.readline()
-        if not line:  # the first had ended before the second came to it
-            break
-        said += line
+    if one.poll() is not None or not line:  # the stage was made before the second came to it
+        for process in (one, two):
+            process.communicate(timeout=PATIENCE_S)
+        raise NotStruckError
     one.kill()
     steps, before = shop.steps(), len(shop.log())
     one.communicate(timeout=PATIENCE_S)

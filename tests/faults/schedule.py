@@ -21,6 +21,10 @@ ON_A_RUN = (
 )  # fmt: skip
 """Faults of `align run` with its flow."""
 RUNS_IN_A_ROUND = 2
+SAMPLE = (
+    "killed between files", "killed amid a file", "checkpoint flipped", "disk full", "run: trainer killed",
+    "run: Prefect stopped",
+)  # fmt: skip
 LONG = ("sft", "reward", "dpo", "ppo")
 """Stages that train long enough in a whole run for a fault to meet them."""
 
@@ -59,10 +63,9 @@ def rounds(seed: int) -> Iterator[list[Trial]]:
 
 
 def sample(seed: int, stage: str) -> list[Trial]:
-    """Three minutes' worth: every fault of a stage once, and those of a run that no other test has."""
+    """Three minutes' worth, once each: the faults that no other test has in this form."""
     draw = random.Random(seed)
-    faults = (*ON_A_STAGE, "run: trainer killed", "run: Prefect stopped")
-    return [Trial(n, fault, stage, 1, draw.randrange(60), draw.getrandbits(32)) for n, fault in enumerate(faults)]
+    return [Trial(n, fault, stage, 1, draw.randrange(60), draw.getrandbits(32)) for n, fault in enumerate(SAMPLE)]
 
 
 def _turns(draw: random.Random, names: tuple[str, ...]) -> Iterator[str]:

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 from mlflow.entities import Metric
@@ -21,6 +20,7 @@ from artifacts.jsonl import read_jsonl
 from flows.mlflow_server import KEY_TAG
 from flows.points import entities
 from tests.faults.outcome import Outcome
+from tests.faults.processes import left_over, marked
 from tests.faults.reference import Reference
 from tests.faults.schedule import Trial
 from tests.faults.work import GOES_ON, NotStruckError
@@ -55,29 +55,15 @@ class Shop:
         time.sleep(self.draw.uniform(0, 0.4) * self.sooner * seconds)
         job = str(self.draft / "job.json")
         with suppress(psutil.Error):
-            for one in self.processes():
+            for one in marked("ALIGN_HOME", str(self.home)):
                 if job in one.cmdline():
                     return one
         process.communicate(timeout=PATIENCE_S)
         raise NotStruckError
 
-    def processes(self) -> list[psutil.Process]:
-        """All that belong to this home."""
-        return [process for process in psutil.process_iter() if self._environment(process) == str(self.home)]
-
-    def orphans(self, patience_s: float = 10.0) -> int:
-        """How many are still there, now that none should be."""
-        deadline = time.monotonic() + patience_s
-        while (left := len(self.processes())) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return left
-
-    @staticmethod
-    def _environment(process: psutil.Process) -> str | None:
-        try:
-            return None if process.status() == psutil.STATUS_ZOMBIE else process.environ().get("ALIGN_HOME")
-        except psutil.Error:
-            return None
+    def orphans(self) -> int:
+        """How many of this home's processes are still there, now that none should be."""
+        return left_over("ALIGN_HOME", str(self.home))
 
     def log(self) -> str:
         """What the stage's processes have said."""
@@ -126,16 +112,17 @@ class Shop:
         outcome.doubled += sum(number - 1 for number in found.values())
 
     def repeated(self, steps: int, said_before: int) -> int:
-        """Steps beyond the checkpoint from which it went on after it had said so much; 0 if it was not disturbed."""
+        """Of `steps` that were done, those beyond the checkpoint from which it went on after it had said so much."""
         goes_on = GOES_ON.search(self.log()[said_before:])
-        return max(0, steps - int(goes_on[1])) if goes_on else 0
+        return max(0, steps - int(goes_on[1])) if goes_on else steps
+
+    def undisturbed(self, outcome: Outcome) -> None:
+        """Holds that the stage was made in one go, whatever happened beside it."""
+        outcome.repeated = [0]
+        if GOES_ON.search(self.log()):
+            outcome.remarks.append("the stage was interrupted")
 
 
 def named(metric: Metric) -> tuple[str, int, float | None]:
     """Which point it is; of one that measures time, which comes out otherwise when a step is done again, no value."""
     return metric.key, metric.step, metric.value if timeless({metric.key: 0.0}) else None
-
-
-def record_of(home: Path) -> dict[str, Any]:
-    """The newest run's."""
-    return json.loads(max((home / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime).read_text())

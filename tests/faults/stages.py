@@ -5,30 +5,32 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tests.faults.outcome import Outcome
+from tests.faults.processes import left_over
 from tests.faults.reference import SAVE_INTERVAL, Reference
 from tests.faults.schedule import OTHERS, Trial
-from tests.faults.work import NotStruckError, Work
+from tests.faults.work import MARK, NotStruckError, Work
 from tests.left import left_in
+from tests.small_disk import small_disk
 
-BETWEEN_SAVES = {"at": (60, 16), "amid": (12, 2)}
-"""How often `dying` may count from one save to the next: of the trainers, and of PPO."""
-DISK = "64m"
+BETWEEN_SAVES = {"at": (60, 16), "amid": (14, 2)}
+"""How far `dying` counts: a save of the trainers is 30 to 38 events and 12 to 14 files, one of PPO 11 and 2."""
+DISK_MIB = 64
 ATTEMPTS = 5
 
 
 def strike(reference: Reference, trial: Trial, folder: Path) -> Outcome:
     """One trial: struck so many times, then left to end, then compared."""
     outcome, work, standings = Outcome.of(trial), Work(reference, trial, folder), []
-    disk = small_disk(work.draft) if trial.fault == "disk full" else nullcontext()
+    disk = small_disk(work.draft, DISK_MIB) if trial.fault == "disk full" else nullcontext()
     with disk:
         for time in range(trial.times):
             if struck(work, trial.nth + time):
                 outcome.injected += 1
+                outcome.orphans += left_over(MARK, str(work.folder))
                 standings.append(work.standing())
                 outcome.allowed.append(allowed(trial))
         outcome.recovered = work.start().wait() == 0 and said_what_it_passed_over(work)
@@ -144,18 +146,6 @@ def disk_full(work: Work, nth: int, sooner: float) -> None:
         raise NotStruckError
     if status != 1 or "the disk is full" not in work.said():
         raise AssertionError(f"a full disk ended it with {status}: {work.said()[-500:]}")
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """A disk of its own for the draft; raises PermissionError where none may be mounted."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", folder], capture_output=True)
-    if done.returncode:
-        raise PermissionError(done.stderr.decode().strip())
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 FAULTS = {

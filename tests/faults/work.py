@@ -17,6 +17,8 @@ from tests.faults.reference import ROOT, Reference
 from tests.faults.schedule import Trial
 from tests.left import steps_in
 
+MARK = "ALIGN_FAULTS_WORK"
+"""A variable in the environment of all processes of one piece of work."""
 IMPORTS_S = 6.0
 GOES_ON = re.compile(r"going on (?:from checkpoint-|after )(\d+)")
 
@@ -45,7 +47,7 @@ class Work:
         with self.log(self.started).open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, *command, str(job)], cwd=ROOT, stdout=log, stderr=log,
-                env={**KEEP_MEMORY, **os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**KEEP_MEMORY, **os.environ, "PYTHONUNBUFFERED": "1", MARK: str(self.folder)},
             )  # fmt: skip
 
     def log(self, number: int) -> Path:

@@ -10,8 +10,9 @@ import torch
 from artifacts.errors import DataError
 from tasks import kto, orpo, simpo
 from tasks.context import Execution
+from tasks.stage import derive_seed
 from tasks.training.feedback_trainer import with_others
-from tasks.training.rows import load_rows
+from tasks.training.rows import epoch_order, load_rows, seen
 from tests.tasks.training.test_dpo import logps
 
 
@@ -100,6 +101,31 @@ def test_kto_starts_at_one_half_with_no_reward_and_tells_the_liked_from_the_othe
     assert first["train/loss"] == pytest.approx(0.5, abs=1e-5)
     assert first["rewards/chosen"] == pytest.approx(0, abs=1e-4) and first["rewards/z0"] == pytest.approx(0, abs=1e-4)
     assert made.metrics["rewards/margins"] > 0.05 and made.metrics["train/loss"] < 0.5
+
+
+def test_kto_reports_beta_times_the_log_ratios_and_its_loss_follows(kitchen, sft, feedback):
+    """Policy and reference loaded afresh; z0 over all held-out rows, each with its other completion."""
+    made = kitchen.make("kto", policy=sft.handle, data=feedback.handle, learning_rate=4e-3, beta=0.3, eval_rows=9)
+    rows = with_others(load_rows(feedback.handle, "test")[:9], derive_seed(0, "kto"))
+    with torch.no_grad():
+        ratios, others = (
+            logps(made.handle, rows, side) - logps(sft.handle, rows, side) for side in ("completion", "other")
+        )
+    liked, z0 = torch.tensor([row["label"] for row in rows]), others.mean().clamp(min=0)
+    wanted = kto.loss(ratios, liked, z0, beta=0.3, desirable_weight=1.0, undesirable_weight=1.0).mean()
+    assert made.metrics["validation/loss"] == pytest.approx(float(wanted), abs=1e-4)
+    assert made.metrics["validation/rewards/chosen"] == pytest.approx(0.3 * float(ratios[liked].mean()), abs=1e-4)
+    assert made.metrics["validation/rewards/rejected"] == pytest.approx(0.3 * float(ratios[~liked].mean()), abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 50])
+def test_the_rows_that_are_seen_are_those_that_the_steps_go_through(steps):
+    lengths = [i % 5 + 3 for i in range(14)]
+    visited: list[list[int]] = []
+    for epoch in range(20):  # 14 rows in batches of 4: 4 steps each
+        order = epoch_order(lengths, 4, 1, epoch)
+        visited += [order[at : at + 4] for at in range(0, 14, 4)]
+    assert seen(lengths, 4, 1, steps) == {i for batch in visited[:steps] for i in batch}
 
 
 def test_ktos_other_completions_are_each_row_once_never_its_own():

@@ -134,3 +134,13 @@ def test_rows_of_equal_length_are_shuffled_not_kept_in_the_datas_order():
     order = epoch_order([7] * 4096, 64, seed=0, epoch=0)
     means = [sum(order[at : at + 64]) / 64 for at in range(0, 4096, 64)]
     assert max(abs(mean - 2047.5) for mean in means) < 5 * 4096 / math.sqrt(12 * 64)
+
+
+@pytest.mark.parametrize("uses", ["sft", "reward"])
+def test_an_adapter_of_another_base_is_refused_by_the_plan(uses, kitchen, sft, demonstrations, pairs):
+    other = kitchen.make("base", source="builtin:tiny-llama", dtype="bfloat16")
+    data = demonstrations if uses == "sft" else pairs
+    stage = kitchen.stage(uses, base=other.handle, data=data.handle, adapter=sft.handle)
+    assert "give both the same base" in stage.input_problem()
+    fitting = kitchen.stage(uses, base=sft.handle.base, data=data.handle, adapter=sft.handle)
+    assert fitting.input_problem() is None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from tests.e2e.servers import Server
 
@@ -28,8 +30,15 @@ class Prefect(Server):
         return {**self.given, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """What its API answers."""
+        """What its API answers. With SQLite it often says 503 for a locked database; Prefect's client asks again."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.api}{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.loads(answer.read())
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return json.loads(answer.read())
+            except HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)

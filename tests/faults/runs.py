@@ -105,22 +105,15 @@ def prefect_stopped(shop: Shop, outcome: Outcome) -> None:
 
 
 def two_at_once(shop: Shop, outcome: Outcome) -> None:
-    """The first is killed while the second waits for it: the second takes over."""
-    one = shop.run()
-    shop.until_it_trains(one)
-    two = shop.run()
-    assert two.stderr is not None
-    line = two.stderr.readline()
-    while line and "which works on the same stage" not in line:
-        line = two.stderr.readline()
-    if one.poll() is not None or not line:  # the stage was made before the second came to it
-        for process in (one, two):
-            process.communicate(timeout=PATIENCE_S)
-        raise NotStruckError
-    one.kill()
+    """One trains while the other waits for it; the one that trains is killed, and the other takes over."""
+    both = [shop.run(), shop.run()]
+    above = {parent.pid for parent in shop.until_it_trains(both[0]).parents()}
+    trains, waits = sorted(both, key=lambda process: process.pid not in above)
+    trains.kill()
     steps, before = shop.steps(), len(shop.log())
-    one.communicate(timeout=PATIENCE_S)
-    shop.finish(outcome, two)
+    trains.communicate(timeout=PATIENCE_S)
+    if "which works on the same stage" not in shop.finish(outcome, waits):
+        raise NotStruckError
     outcome.repeated = [shop.repeated(steps, before)]
     shop.finish_tracking(outcome)
 

@@ -74,19 +74,20 @@ class Shop:
         """How far the stage is."""
         return steps_in(self.draft)
 
-    def finish(self, outcome: Outcome, process: subprocess.Popen[str]) -> None:
-        """Wait for the run that ends the trial, and compare what it leaves, here and in MLflow."""
+    def finish(self, outcome: Outcome, process: subprocess.Popen[str]) -> str:
+        """Wait for the run that ends the trial, and compare what it leaves; gives what it said."""
         out, err = process.communicate(timeout=PATIENCE_S)
         outcome.recovered = process.returncode == 0
         if not outcome.recovered:
             outcome.remarks.append(err[-1500:])
-            return
+            return err
         lines = json.loads(out)["stages"]
         wanted = self.reference.stages
         outcome.equal = all(line["digest"] == wanted[line["name"]]["digest"] for line in lines)
         found, reference = left_in(self.result), left_in(self.reference.result(self.trial.stage))
         outcome.lost, outcome.doubled = found.lost(reference), found.doubled(reference)
         outcome.orphans = self.orphans()
+        return err
 
     def finish_tracking(self, outcome: Outcome) -> None:
         """Let `align sync` send what MLflow lacks, then count what it has."""

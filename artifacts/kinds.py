@@ -3,6 +3,7 @@
     Artifact
     ├── Model                 something that generates text
     │   ├── Checkpoint        complete weights with their tokenizer: a base, a full fine-tune, a merge
+    │   │   └── Quantized     a checkpoint in 4 bits; knows the one it was made from
     │   └── Adapter           LoRA weights alone, relative to one base
     ├── RewardModel           adapter (or complete trunk), head and offset
     ├── Demonstrations        prompts with completions, rendered and tokenised
@@ -46,6 +47,13 @@ class Checkpoint(Model):
     """Complete weights in safetensors, with tokenizer and chat template; loads with plain transformers."""
 
     kind: ClassVar[str] = "checkpoint"
+
+
+class Quantized(Checkpoint):
+    """A checkpoint whose linear layers are in 4 bits: adapters train on it, its own weights don't."""
+
+    kind: ClassVar[str] = "quantized"
+    original: Checkpoint
 
 
 class Adapter(Model):
@@ -108,22 +116,27 @@ def base_of(model: Model) -> Checkpoint:
     return model
 
 
+def unquantized(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint that a quantised one was made from; any other is its own. Both have the same tokenizer."""
+    return checkpoint.original if isinstance(checkpoint, Quantized) else checkpoint
+
+
 _KINDS: dict[str, type[Artifact]] = {
-    cls.kind: cls for cls in (Checkpoint, Adapter, RewardModel, Demonstrations, Preferences, Feedback, Report)
+    cls.kind: cls
+    for cls in (Checkpoint, Quantized, Adapter, RewardModel, Demonstrations, Preferences, Feedback, Report)
 }
+_RELATED = ("base", "original")
+"""Fields of a handle that are handles themselves."""
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
     """A handle as plain JSON values, with its kind."""
     plain: dict[str, Any] = {"kind": artifact.kind, "key": artifact.key, "path": str(artifact.path)}
-    if (base := getattr(artifact, "base", None)) is not None:
-        plain["base"] = describe(base)
-    return plain
+    return plain | {name: describe(getattr(artifact, name)) for name in _RELATED if hasattr(artifact, name)}
 
 
 def revive(plain: Mapping[str, Any]) -> Artifact:
     """The handle that `describe` wrote down."""
     fields = {name: value for name, value in plain.items() if name != "kind"}
-    if "base" in fields:
-        fields["base"] = revive(fields["base"])
+    fields |= {name: revive(fields[name]) for name in _RELATED if name in fields}
     return _KINDS[plain["kind"]](**fields)

@@ -121,6 +121,10 @@ def _check_usable(path: Path) -> None:
         return
     if not (path / "config.json").exists():
         raise ModelError(f"source: {path} has no config.json; wanted a folder that transformers saved")
+    if _is_quantized(path):
+        raise ModelError(
+            f"source: the weights in {path} are quantised already; take the unquantised ones, and a `quantize` stage"
+        )
     if not list(path.glob("*.safetensors")):
         if any(list(path.glob(pattern)) for pattern in PICKLES):
             raise ModelError(
@@ -130,6 +134,13 @@ def _check_usable(path: Path) -> None:
         raise ModelError(f"source: {path} has no weights (*.safetensors)")
     if not any(list(path.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise ModelError(f"source: {path} has no tokenizer files")
+
+
+def _is_quantized(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / "config.json").read_text()).get("quantization_config"))
+    except ValueError:
+        return False  # what is wrong with it is said when it is loaded
 
 
 def _files(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ from tasks.splits import write_split
 class BestOfN(Sampling):
     """Demonstrations: the training prompts of `data`, each with the best of `n` completions of `policy`."""
 
+    version: ClassVar[int] = 2  # 1 rounded the adapter into bfloat16 weights while it sampled
     n: int = Field(8, ge=2)
     """Completions of each prompt."""
     max_prompts: int | None = Field(None, ge=1)

@@ -27,7 +27,7 @@ from tasks.statistics import mean_interval, share_interval, win_rate
 class Evaluate(Stage):
     """Measures `policy` on the held-out split of `data`."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3  # 2 rounded the adapter into bfloat16 weights while it sampled
 
     policy: Model
     data: Dataset

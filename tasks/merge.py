@@ -1,41 +1,62 @@
-"""Merge: an adapter into its base, verified before it counts.
+"""Merge: an adapter into its base, file by file, and verified before it counts.
 
-W' = W + (alpha / r) B A for each adapted module (rsLoRA and DoRA as tasks/settings.py has them), in float32, then
-rounded to the base's dtype. Two comparisons on real prompts are reported, and either can refuse the result: the float32
-merge against base plus adapter (an exact identity, so only rounding may differ), and the files as plain transformers
-load them against base plus adapter (so a merge that loses the tuning in its rounding, or changes nothing, never passes
-for one that keeps it).
+The files are written from the equations (tasks/training/merging.py) and run as they stand there, one module at a time;
+base plus adapter runs as it was trained. On real prompts, KL is measured from the tuned model to the merged one, and
+to the same weights without the adapter: a merge that is not much nearer than those has lost the tuning, and is refused.
+
+An adapter that was trained on a base in 4 bits can go into the unquantised weights, or into the 4-bit ones multiplied
+out. It learned beside the errors of the 4-bit weights, so `dequantised` is what was trained, in a model as large as the
+unquantised one; `original` is off by those errors, and may yet be the better model. Evaluate both.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from artifacts.errors import DataError, StageError
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Quantized, unquantized
 from tasks.context import Context
 from tasks.shape import ModelShape
 from tasks.stage import Stage
+
+if TYPE_CHECKING:
+    from tasks.training.divergence import Divergence
+    from tasks.training.weight_files import Weights
+
+EXACT, ACROSS = 0.05, 0.5
+"""How much of the tuning may be lost by default: to rounding, and to the step from 4 bits to unquantised weights."""
+NOTHING = 1e-12
+"""KL in nats a token that float32 makes of nothing."""
 
 
 class Merge(Stage):
     """Makes a checkpoint that loads with `AutoModelForCausalLM.from_pretrained`."""
 
+    version: ClassVar[int] = 2  # 1 had peft merge, and transformers write the configuration anew
     seeded: ClassVar[bool] = False
 
     adapter: Adapter
     data: Dataset
     """Its held-out prompts are what the merge is verified on."""
+    into: Literal["original", "dequantised"] = "original"
+    """For an adapter on a base in 4 bits: the weights from before, or the 4-bit ones multiplied out."""
     prompts: int = Field(16, ge=1)
     """How many of them."""
     tolerance: float = Field(1e-3, gt=0)
-    """Largest difference in a logit between the float32 merge and base plus adapter."""
-    max_kl_share: float = Field(0.05, gt=0)
-    """Of the KL that the tuning moved the base, how much the saved merge may be away from it."""
+    """Largest difference in a logit between the merge and base plus adapter, for a base in float32."""
+    max_kl_share: float | None = Field(None, gt=0)
+    """How much of the KL from the tuned model to the one without the adapter may remain after the merge. By default
+    0.05, and 0.5 into the unquantised weights of a base in 4 bits."""
+
+    @model_validator(mode="after")
+    def _from_four_bits(self) -> Self:
+        if self.into != "original" and not isinstance(self.adapter.base, Quantized):
+            raise ValueError("into: the adapter's base is not quantised; leave it out")
+        return self
 
     def output(self, key: str, path: Path) -> Artifact:
         return Checkpoint(key=key, path=path)
@@ -45,51 +66,77 @@ class Merge(Stage):
         return (1 << 30) if shape is None else shape.parameters * shape.bytes_each
 
     def run(self, ctx: Context) -> dict[str, float]:
-        import torch
-
-        from tasks.training.models import base_tokenizer, load_checkpoint, load_model
+        from tasks.training.merging import Merged
+        from tasks.training.models import check_base
+        from tasks.training.quantized import Dequantised
         from tasks.training.rows import load_rows
-        from tasks.training.trainable import save_whole
+        from tasks.training.trainable import load_config
+        from tasks.training.weight_files import WeightFiles, write_like
 
         rows = (load_rows(self.data, "test") or load_rows(self.data, "train"))[: self.prompts]
         if not rows:
             raise DataError("merge: the data has no rows to verify the merge on")
-        pad = base_tokenizer(self.adapter).pad_token_id
-        with torch.no_grad():
-            model = load_model(self.adapter, ctx.device(), float32=True)
-            tuned = logits_of(model, rows, pad, ctx)
-            with model.disable_adapter():
-                base = logits_of(model, rows, pad, ctx)
-            merged = model.merge_and_unload()
-            exact = logits_of(merged, rows, pad, ctx)
-            save_whole(merged, self.adapter.base, ctx.out)
-            del model, merged
-            saved = logits_of(load_checkpoint(Checkpoint(key="", path=ctx.out), ctx.device()), rows, pad, ctx)
+        check_base(self.adapter)
+        base, target = self.adapter.base, unquantized(self.adapter.base)
+        multiplied_out = self.into == "dequantised"
+        weights: Weights = WeightFiles(target.path)
+        if multiplied_out:
+            assert isinstance(base, Quantized)
+            weights = Dequantised(base)
+        write_like(target, Merged(weights, self.adapter), ctx.out)
+        merged, untuned = self._compare(weights, target, rows, ctx)
         metrics = {
-            "merge/max_logit_difference": largest(tuned, exact),
-            "merge/saved_max_logit_difference": largest(tuned, saved),
-            "merge/kl_from_base": mean_kl(tuned, base),
-            "merge/kl_to_saved": mean_kl(tuned, saved),
-        }
-        self._verify(metrics, ctx)
+            "merge/max_logit_difference": merged.max_logit, "merge/kl_from_base": untuned.kl,
+            "merge/kl_to_saved": merged.kl, "merge/agreement": merged.agreement,
+        }  # fmt: skip
+        ctx.say("  ".join(f"{name.removeprefix('merge/')} {value:.3g}" for name, value in metrics.items()))
+        self._verify(merged, untuned, exact=not multiplied_out and str(load_config(target).dtype) == "torch.float32")
         self._write_card(metrics, ctx)
         return metrics
 
-    def _verify(self, metrics: dict[str, float], ctx: Context) -> None:
-        """Raise StageError unless the merge is exact and what was saved kept the tuning."""
-        moved, lost = metrics["merge/kl_from_base"], metrics["merge/kl_to_saved"]
-        ctx.say("  ".join(f"{name.removeprefix('merge/')} {value:.3g}" for name, value in metrics.items()))
-        if (difference := metrics["merge/max_logit_difference"]) > self.tolerance:
+    def _compare(
+        self, weights: Weights, target: Checkpoint, rows: list[dict[str, Any]], ctx: Context
+    ) -> tuple[Divergence, Divergence]:
+        """Of what was written, and of the same weights without the adapter, from base plus adapter as trained."""
+        import torch
+
+        from tasks.training.divergence import divergence, outputs
+        from tasks.training.logps import trunk_of
+        from tasks.training.models import base_tokenizer, load_model
+        from tasks.training.streaming import streamed
+        from tasks.training.weight_files import WeightFiles
+
+        pad, device = base_tokenizer(self.adapter).pad_token_id, ctx.device()
+        with torch.no_grad():
+            model = load_model(self.adapter, device)
+            tuned = outputs(trunk_of(model), model.get_output_embeddings(), rows, pad, device)
+            del model
+            found = []
+            for done, which in enumerate((WeightFiles(ctx.out), weights), start=1):
+                there = outputs(*streamed(target, which, device), rows, pad, device, at_once=len(rows))
+                found.append(divergence(tuned, there))
+                ctx.progress(done, 2, "comparisons")
+        return found[0], found[1]
+
+    def _verify(self, merged: Divergence, untuned: Divergence, *, exact: bool) -> None:
+        """Raise StageError unless what was written kept the tuning."""
+        across = isinstance(self.adapter.base, Quantized) and self.into == "original"
+        share = self.max_kl_share or (ACROSS if across else EXACT)
+        if exact and not isinstance(self.adapter.base, Quantized) and merged.max_logit > self.tolerance:
             raise StageError(
-                f"merge: merged logits differ by {difference:.3g} from base plus adapter, wanted at most "
+                f"merge: merged logits differ by {merged.max_logit:.3g} from base plus adapter, wanted at most "
                 f"{self.tolerance:.3g}; the adapter may not belong to this base"
             )
-        if moved <= 0:
+        if untuned.kl < NOTHING:
             raise StageError("merge: the adapter changes nothing: its logits are the base's; was it trained?")
-        if lost > self.max_kl_share * moved:
+        if merged.kl > share * untuned.kl:
+            cause, remedy = (
+                ("the step to the unquantised weights", "set `into: dequantised`") if across
+                else ("rounding to the base's dtype", "take a base in float32")
+            )  # fmt: skip
             raise StageError(
-                f"merge: rounding to the base's dtype lost the tuning: KL {lost:.3g} of {moved:.3g} nats a token; "
-                "take a base in float32"
+                f"merge: {cause} lost the tuning: KL {merged.kl:.3g} of {untuned.kl:.3g} nats a token, wanted at most "
+                f"{share:.0%}; {remedy}"
             )
 
     def _write_card(self, metrics: dict[str, float], ctx: Context) -> None:
@@ -97,32 +144,3 @@ class Merge(Stage):
 
         (ctx.out / "README.md").write_text(model_card(self.adapter, metrics))
         (ctx.out / "merge.json").write_text(json.dumps({"adapter": self.adapter.key}, sort_keys=True))
-
-
-def logits_of(model: Any, rows: list[dict[str, Any]], pad: int, ctx: Context) -> list[Any]:
-    """The logits after each row's prompt tokens, one tensor (T, V) in float32 a row, without padding."""
-    import torch
-
-    found = []
-    for done, row in enumerate(rows, start=1):
-        ids = torch.tensor([row["prompt_ids"]], device=ctx.device())
-        found.append(model(input_ids=ids, use_cache=False).logits[0].float().cpu())
-        ctx.progress(done, len(rows), "prompts compared")
-    return found
-
-
-def largest(first: list[Any], second: list[Any]) -> float:
-    """The largest absolute difference between two lists of tensors."""
-    return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
-
-
-def mean_kl(first: list[Any], second: list[Any]) -> float:
-    """KL(first || second) a token in nats, over all positions; both are lists of logits (T, V)."""
-    import torch
-
-    total, count = 0.0, 0
-    for a, b in zip(first, second, strict=True):
-        p, q = torch.log_softmax(a.double(), -1), torch.log_softmax(b.double(), -1)
-        total += float((p.exp() * (p - q)).sum())
-        count += len(a)
-    return max(total / count, 0.0)

@@ -8,6 +8,7 @@ from tasks.stage import Stage
 
 STAGES: dict[str, str] = {
     "base": "tasks.base_model:BaseModelStage",
+    "quantize": "tasks.quantize:Quantize",
     "data": "tasks.data:Data",
     "adopt": "tasks.adopt:Adopt",
     "sft": "tasks.sft:SFT",

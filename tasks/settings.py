@@ -43,7 +43,21 @@ class LoRA(BaseModel):
         return sorted(set(value)) if isinstance(value, list) else value
 
 
-class Training(Stage):
+class Optimizing(Stage):
+    """Takes optimizer steps."""
+
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps the two moments in 8 bits, with a scale for each block (arXiv:2110.02861): 2 bytes for each
+    trained parameter instead of 8. What has fewer than 4,096 elements keeps them in 32 bits."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+
+    def moment_bytes(self) -> int:
+        """Of a trained parameter's two moments."""
+        return 8 if self.optimizer == "adamw" else 2
+
+
+class Training(Optimizing):
     """Optimisation: AdamW, linear warm-up, then cosine decay from `learning_rate` to `min_learning_rate`."""
 
     version: ClassVar[int] = 2  # 1 kept rows of equal length in the data's order within a group of batches
@@ -61,8 +75,6 @@ class Training(Stage):
     """The share of all steps in which the rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's, on everything trained but biases and norms."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
     eval_interval: int | None = Field(None, ge=1)
     """Optimizer steps between two evaluations on the test split; by default once, at the end."""
 
@@ -104,7 +116,7 @@ class Training(Stage):
         if shape is None:
             return 512 << 20
         trained = self.trained(shape) or shape.parameters // 10
-        return 4 * trained + 3 * 12 * trained + (64 << 20)  # the output; checkpoints with two moments
+        return 4 * trained + 3 * (4 + self.moment_bytes()) * trained + (64 << 20)  # the output; checkpoints
 
     def trained(self, shape: ModelShape) -> int | None:
         """How many parameters receive gradients; None while the adapter to start from does not exist."""
@@ -127,4 +139,5 @@ class Training(Stage):
         if trained is None:
             return Estimate(shape.parameters, None, steps, None)
         added = 0 if trained == shape.parameters else trained
-        return Estimate(shape.parameters + added, trained, steps, shape.training_bytes(trained, self.batch_size))
+        memory = shape.training_bytes(trained, self.batch_size, moments=self.moment_bytes())
+        return Estimate(shape.parameters + added, trained, steps, memory)

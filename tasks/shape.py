@@ -17,6 +17,10 @@ Linear = tuple[str, int, int]
 """Module name, inputs, outputs."""
 
 
+BYTES_IN_4_BITS = (4 + 0.127) / 8
+"""Of a weight, with its share of the scales (arXiv:2305.14314, section 3)."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Parameter counts of one architecture."""
@@ -29,7 +33,10 @@ class ModelShape:
     others: int
     """Embeddings, norms, biases and an untied head: all that is not in `linears`."""
     bytes_each: int
+    """Of a weight, and of a number in the states between layers."""
     prefix: str
+    in_4_bits: bool = False
+    """Whether the linear modules are."""
 
     @classmethod
     def of(cls, model: Model) -> Self | None:
@@ -43,13 +50,15 @@ class ModelShape:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self | None:
         """From the contents of a `config.json`; None where it doesn't say enough."""
+        in_4_bits = bool(config.get("quantization_config"))
+        width: dict[str, Any] = {"bytes_each": 4 if in_4_bits else _width(config), "in_4_bits": in_4_bits}
         try:
             if config.get("model_type") in ("llama", "mistral", "qwen2"):
-                return cls(**_llama(config), bytes_each=_width(config), prefix="model.layers")
+                return cls(**_llama(config), **width, prefix="model.layers")
             if config.get("model_type") == "gpt2":
-                return cls(**_gpt2(config), bytes_each=_width(config), prefix="transformer.h")
+                return cls(**_gpt2(config), **width, prefix="transformer.h")
             if config.get("model_type") == "gptj":
-                return cls(**_gptj(config), bytes_each=_width(config), prefix="transformer.h")
+                return cls(**_gptj(config), **width, prefix="transformer.h")
         except KeyError:
             return None
         return None
@@ -58,6 +67,13 @@ class ModelShape:
     def parameters(self) -> int:
         """All weights."""
         return self.layers * sum(inputs * outputs for _, inputs, outputs in self.linears) + self.others
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the frozen weights."""
+        if not self.in_4_bits:
+            return self.parameters * self.bytes_each
+        return int(BYTES_IN_4_BITS * (self.parameters - self.others)) + 4 * self.others
 
     def lora_parameters(
         self, rank: int, targets: str | list[str], top_layers: int | None, *, dora: bool = False
@@ -78,13 +94,13 @@ class ModelShape:
         except (OSError, ValueError):
             return None
 
-    def training_bytes(self, trained: int, batch_size: int, tokens: int = 128) -> int:
+    def training_bytes(self, trained: int, batch_size: int, tokens: int = 128, *, moments: int = 8) -> int:
         """Memory of one training step on rows of about `tokens` tokens; a rough estimate.
 
-        Weights; gradients and two moments in float32 for what is trained; activations that the backward pass keeps
-        (about 16 hidden vectors a layer and token); logits and their gradient over the vocabulary.
+        Weights; for what is trained its weights and gradients in float32, and `moments` bytes; activations that the
+        backward pass keeps (about 16 hidden vectors a layer and token); logits and their gradient over the vocabulary.
         """
-        weights = self.parameters * self.bytes_each + 16 * trained
+        weights = self.weight_bytes + (8 + moments) * trained
         activations = batch_size * tokens * self.layers * self.hidden * 16 * self.bytes_each
         logits = batch_size * tokens // 2 * self.vocabulary * 4 * 2
         return weights + activations + logits + (700 << 20)  # the libraries themselves

@@ -7,10 +7,19 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences, Quantized
 from tasks.context import Execution
 from tasks.settings import LoRA, Training
 from tasks.stage import Stage
+
+
+def _require_adapters(start: Model, lora: LoRA | None) -> None:
+    """Raise ValueError for 4-bit weights that are to be trained themselves: their 16 values leave no room to move."""
+    if isinstance(start, Quantized) and lora is None:
+        raise ValueError(
+            "lora: wanted settings for an adapter, since weights in 4 bits can't be trained; give `lora: {}`, or train "
+            "all weights of the unquantised base"
+        )
 
 
 class OnBase(Training):
@@ -26,6 +35,8 @@ class OnBase(Training):
     def _one_start(self) -> Self:
         if self.adapter is not None and "lora" in self.model_fields_set and self.lora != LoRA():
             raise ValueError("lora must be left out when `adapter` gives the adapter to start from")
+        if self.adapter is None:
+            _require_adapters(self.base, self.lora)
         return self
 
     def input_problem(self) -> str | None:
@@ -56,6 +67,7 @@ class FromPolicy(Stage):
     def _one_adapter(self) -> Self:
         if self.lora is not None and isinstance(self.policy, Adapter):
             raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
+        _require_adapters(self.policy, self.lora)
         return self
 
     def output(self, key: str, path: Path) -> Artifact:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import InterruptedStage, NumberError
@@ -19,7 +18,7 @@ from tasks.rl.rollout import MicroBatch, Rollout, Scorer, by_length
 from tasks.rl.sampler import Sampled, Sampler, row_draws
 from tasks.rl.settings import distinct_prompts, require_one_tokenizer, stop_ids
 from tasks.rl.state import capture, load_state, restore, save_state
-from tasks.rl.update import Update
+from tasks.rl.update import Update, adam
 from tasks.training.checkpoints import last_good
 from tasks.training.models import base_tokenizer
 from tasks.training.rows import load_rows, take
@@ -38,7 +37,6 @@ class Loop:
 
     def __init__(self, stage: PPO, ctx: Context) -> None:
         import numpy as np
-        import torch
 
         self.stage, self.ctx = stage, ctx
         random.seed(ctx.seed)  # for reward functions that draw: ours draws from generators of its own
@@ -63,7 +61,7 @@ class Loop:
             missing_eos_penalty=stage.missing_eos_penalty,
         )  # fmt: skip
         self.optimizers = {
-            name: torch.optim.Adam(list(role.parameters.values()), lr=0.0, eps=1e-5)
+            name: adam(stage, list(role.parameters.values()))
             for name, role in (("policy", self.roles.policy), ("value", self.roles.value))
         }
         self.micro_batch = stage.micro_batch(ctx.execution)
@@ -151,14 +149,10 @@ class Loop:
         self, rows: list[dict[str, Any]], stream: int | str, report: Callable[[int], None] = lambda done: None
     ) -> tuple[list[Sampled], list[str], list[int]]:
         """The policy's completions as ids and as text, and the lengths with their prompts."""
-        import torch
-
         self.roles.activate(self.roles.policy)
         model = self.roles.policy.model
-        # In float32 the adapter goes into the weights while sampling; in half precision that would change them.
-        fits = self.roles.policy.adapter and all(weight.dtype == torch.float32 for weight in model.parameters())
         draws = row_draws(self.ctx.seed, stream, range(len(rows)), self.stage.max_new_tokens)
-        with merged(model) if fits else nullcontext():
+        with merged(model):
             sampled = self.sampler([row["prompt_ids"] for row in rows], draws, report)
         texts = [self.tokenizer.decode(one.ids, skip_special_tokens=True).strip() for one in sampled]
         lengths = [len(row["prompt_ids"]) + len(one.ids) for row, one in zip(rows, sampled, strict=True)]

@@ -8,19 +8,18 @@ from pydantic import Field
 
 from artifacts.kinds import Adapter
 from tasks.rl.settings import Sampling
+from tasks.settings import Optimizing
 from tasks.shape import ModelShape
 from tasks.stage import Estimate
 from tasks.tuning import FromPolicy
 
 
-class Online(FromPolicy, Sampling):
+class Online(FromPolicy, Sampling, Optimizing):
     """A stage that trains the policy that it samples from; the KL penalty is measured against its start, frozen."""
 
     models_trained: ClassVar[int] = 1
     """The policy; a value model would be another."""
 
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
     eval_rows: int = Field(64, ge=0)
     """Held-out prompts that are sampled from and scored before and after training; 0 for none."""
 
@@ -29,7 +28,8 @@ class Online(FromPolicy, Sampling):
         if shape is None:
             return 512 << 20
         trained = self.trained(shape) or shape.parameters // 10
-        return 4 * trained + 3 * 28 * trained + (64 << 20)  # the output; checkpoints: policy, value, their moments
+        checkpoints = 3 * 2 * (6 + self.moment_bytes()) * trained  # policy, value, their moments
+        return 4 * trained + checkpoints + (64 << 20)
 
     def trained(self, shape: ModelShape) -> int | None:
         """How many of the policy's parameters receive gradients; None while its adapter does not exist."""
@@ -56,5 +56,5 @@ class Online(FromPolicy, Sampling):
         if shape is None or trained is None:
             return Estimate(shape.parameters if shape else None, None, steps, None)
         added = 0 if trained == shape.parameters else self.models_trained * trained
-        memory = shape.training_bytes(self.models_trained * trained, self.rows_in_memory())
+        memory = shape.training_bytes(self.models_trained * trained, self.rows_in_memory(), moments=self.moment_bytes())
         return Estimate(shape.parameters + added, trained, steps, memory)

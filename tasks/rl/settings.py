@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from artifacts.errors import DataError, ModelError
 from artifacts.fingerprint import FileDigests
-from artifacts.kinds import Adapter, Dataset, Model, RewardModel, base_of
+from artifacts.kinds import Adapter, Dataset, Model, RewardModel, base_of, unquantized
 from tasks.rl.programs import is_program, locate_program, program_names
 from tasks.stage import Stage
 
@@ -71,7 +71,7 @@ class Sampling(Stage):
             return None  # a fully tuned policy is a base of its own; tokenizers are compared when it runs
         for name, artifact in self.bound().items():
             base = getattr(artifact, "base", None)
-            if name != "policy" and base is not None and base.key != self.policy.base.key:
+            if name != "policy" and base is not None and unquantized(base).key != unquantized(self.policy.base).key:
                 return (
                     f"{name}: wanted one made for the policy's base {self.policy.base.key[:12]}, got one made for "
                     f"{base.key[:12]}; give the stage that makes it the same base"

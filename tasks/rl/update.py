@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from tasks.ppo import PPO
 
+EPSILON = 1e-5
+"""Adam's, as in the reference implementations of PPO."""
+
 
 @dataclass
 class Figures:
@@ -54,6 +57,17 @@ class Figures:
             "policy/stopped_early": float(self.stopped_early),
         }  # fmt: skip
         return found | ({"loss/ptx_avg": mean(self.ptx_loss)} if self.ptx_loss else {})
+
+
+def adam(stage: PPO, parameters: list[Any]) -> Optimizer:
+    """The stage's optimizer, whose rate is set at every step; without weight decay AdamW is Adam."""
+    import torch
+
+    if stage.optimizer == "adamw_8bit":
+        from bitsandbytes.optim.adam import Adam8bit
+
+        return Adam8bit(parameters, lr=0.0, eps=EPSILON)
+    return torch.optim.Adam(parameters, lr=0.0, eps=EPSILON)
 
 
 class Update:

@@ -8,7 +8,16 @@ from artifacts.kinds import Adapter, Checkpoint, RewardModel
 from tasks.context import Context
 from tasks.settings import LoRA
 from tasks.training.logps import padded
-from tasks.training.models import adapter_lora, add_adapter, load_tokenizer, save_adapter, start_from, without_dropout
+from tasks.training.models import (
+    adapter_lora,
+    add_adapter,
+    load_as,
+    load_tokenizer,
+    save_adapter,
+    start_from,
+    without_dropout,
+)
+from tasks.training.quantized import keep_float32
 from tasks.training.rows import batches
 from tasks.training.scoring import load_reward, save_head, score
 from tasks.training.trainable import save_whole, say_size
@@ -26,16 +35,15 @@ def classifier(base: Checkpoint, lora: LoRA | None, adapter: Adapter | None, ctx
 
     torch.manual_seed(ctx.seed)
     whole = lora is None and adapter is None
-    dtype: Any = torch.float32 if whole else "auto"
-    model = AutoModelForSequenceClassification.from_pretrained(base.path, num_labels=1, dtype=dtype)
+    model = load_as(AutoModelForSequenceClassification, base, ctx.device(), float32=whole, num_labels=1)
     model = without_dropout(model)
-    model.score = _head(model.config.hidden_size)
-    model.to(ctx.device())
+    model.score = _head(model.config.hidden_size).to(ctx.device())
     if adapter is not None:
         model = add_adapter(model, adapter_lora(adapter), task="SEQ_CLS")
         start_from(model, adapter)
     elif lora is not None:
         model = add_adapter(model, lora, task="SEQ_CLS")
+    keep_float32(model)
     say_size(model, ctx)
     return model
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from artifacts.errors import ModelError
-from artifacts.kinds import Adapter, Checkpoint, Model, base_of
+from artifacts.kinds import Adapter, Checkpoint, Model, Quantized, base_of
 from tasks.settings import LoRA
 from tasks.shape import adapted
+from tasks.training.quantized import elements, load_quantized
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -28,13 +29,21 @@ def base_tokenizer(model: Model) -> Any:
 
 def load_checkpoint(checkpoint: Checkpoint, device: str, *, float32: bool = False) -> Any:
     """Complete weights as a causal language model, in evaluation mode, in the dtype they were saved in."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    dtype: Any = torch.float32 if float32 else "auto"
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype)
+    model: Any = load_as(AutoModelForCausalLM, checkpoint, device, float32=float32)
     require_plain_logits(model.config)
-    return without_dropout(model).to(device).eval()
+    return without_dropout(model).eval()
+
+
+def load_as(model_class: Any, checkpoint: Checkpoint, device: str, *, float32: bool = False, **more: Any) -> Any:
+    """A checkpoint's weights in one of transformers' classes; what is in 4 bits stays so."""
+    import torch
+
+    if isinstance(checkpoint, Quantized):
+        return load_quantized(checkpoint, device, model_class, **more)
+    dtype: Any = torch.float32 if float32 else "auto"
+    return model_class.from_pretrained(checkpoint.path, dtype=dtype, **more).to(device)
 
 
 def require_plain_logits(config: Any) -> None:
@@ -103,17 +112,26 @@ def add_adapter(
 def target_names(model: Any, lora: LoRA) -> list[str]:
     """Full names of the linear modules (GPT-2's Conv1D too) that get an adapter; never the output head.
 
-    Raises ModelError if the pattern matches none.
+    Raises ModelError if the pattern matches none, or one that is narrower than the rank.
     """
-
     layers = int(model.config.num_hidden_layers)
     first = layers - min(lora.top_layers or layers, layers)
-    linears = [name for name, module in model.named_modules() if _is_linear(module) and layer_number(name) is not None]
+    linears = {
+        name: _width(module)
+        for name, module in model.named_modules()
+        if _is_linear(module) and layer_number(name) is not None
+    }
     found = [name for name in linears if adapted(name, lora.target_modules) and (layer_number(name) or 0) >= first]
     if not found:
         short = sorted({name.rsplit(".", 1)[-1] for name in linears})
         raise ModelError(
             f"lora.target_modules: {lora.target_modules!r} matches no linear module; this base has {', '.join(short)}"
+        )
+    narrowest = min(found, key=lambda name: linears[name])
+    if lora.rank > linears[narrowest]:
+        raise ModelError(
+            f"lora.rank: wanted at most {linears[narrowest]}, the width of {narrowest}, got {lora.rank}: more columns "
+            "than that say nothing new; lower it, or leave that module out with lora.target_modules"
         )
     return found
 
@@ -123,6 +141,13 @@ def _is_linear(module: Any) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _width(module: Any) -> int:
+    """The smaller of a linear module's two sides, beyond which no matrix product gains rank."""
+    if hasattr(module, "in_features"):
+        return int(min(module.in_features, module.out_features))
+    return int(min(module.weight.shape))
 
 
 def _has_conv1d(model: Any) -> bool:
@@ -187,5 +212,5 @@ def adapter_lora(adapter: Adapter) -> LoRA:
 
 def parameter_counts(model: Any) -> tuple[int, int]:
     """(all, trainable) parameters."""
-    counted = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    counted = [(elements(p), p.requires_grad) for p in model.parameters()]
     return sum(count for count, _ in counted), sum(count for count, trains in counted if trains)

@@ -73,7 +73,8 @@ def _result(row: dict[str, Any], ids: list[int], tokenizer: Any) -> dict[str, An
 class merged:  # noqa: N801  (reads as a context manager)
     """While sampling, the adapter sits in the weights: one matrix product a layer instead of three.
 
-    Afterwards the weights are copied back, never computed back, so that not a bit of the base moves.
+    Only where they are float32: in half precision, or in 4 bits, the sum would be rounded to another policy. Afterwards
+    the weights are copied back, never computed back, so that not a bit of the base moves.
     """
 
     def __init__(self, model: Any) -> None:
@@ -82,13 +83,16 @@ class merged:  # noqa: N801  (reads as a context manager)
 
     def __enter__(self) -> None:
         if hasattr(self.model, "peft_config"):
+            import torch
             from peft.tuners.tuners_utils import BaseTunerLayer
 
             for module in self.model.modules():
                 if isinstance(module, BaseTunerLayer):
                     layer: Any = module
-                    self.saved.append((layer, layer.get_base_layer().weight.data.clone()))
-                    layer.merge()
+                    weight = layer.get_base_layer().weight.data
+                    if weight.dtype == torch.float32:
+                        self.saved.append((layer, weight.clone()))
+                        layer.merge()
 
     def __exit__(self, *error: object) -> None:
         for module, weight in self.saved:

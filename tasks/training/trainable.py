@@ -10,6 +10,7 @@ from tasks.context import Context
 from tasks.settings import LoRA
 from tasks.training.model_files import copy_tokenizer, save_weights
 from tasks.training.models import add_adapter, load_model, load_tokenizer, parameter_counts, save_adapter
+from tasks.training.quantized import keep_float32
 
 
 def trainable(start: Model, lora: LoRA | None, ctx: Context) -> tuple[Any, Any]:
@@ -28,6 +29,7 @@ def trainable(start: Model, lora: LoRA | None, ctx: Context) -> tuple[Any, Any]:
         model = add_adapter(load_model(start, ctx.device()), lora, task="CAUSAL_LM")
     else:
         model = load_model(start, ctx.device(), float32=True).train()
+    keep_float32(model)
     say_size(model, ctx)
     return model, tokenizer
 

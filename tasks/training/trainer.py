@@ -18,6 +18,9 @@ from tasks.training.checkpoints import last_good, newest_checkpoint, saving
 from tasks.training.recorder import Recorder, StepRecorder, saveable
 from tasks.training.rows import EpochSampler
 
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+"""Transformers' names for them."""
+
 
 def arguments(config: Any, stage: Training, ctx: Context, rows: int, tests: int, **more: Any) -> Any:
     """A configuration, TRL's or transformers' own, from a stage's fields and its context.
@@ -54,6 +57,8 @@ class Schedule(Protocol):
     def warmup_ratio(self) -> float: ...
     @property
     def max_grad_norm(self) -> float: ...
+    @property
+    def optimizer(self) -> str: ...
 
 
 def shared_arguments(stage: Schedule, ctx: Context, steps: int, micro: int) -> dict[str, Any]:
@@ -65,7 +70,8 @@ def shared_arguments(stage: Schedule, ctx: Context, steps: int, micro: int) -> d
     return {
         "output_dir": str(saving(ctx.work)), "seed": ctx.seed, "data_seed": ctx.seed, "max_steps": steps,
         "per_device_train_batch_size": micro, "gradient_accumulation_steps": stage.batch_size // micro,
-        "learning_rate": stage.learning_rate, "max_grad_norm": stage.max_grad_norm,
+        "optim": OPTIMIZERS[stage.optimizer], "learning_rate": stage.learning_rate,
+        "max_grad_norm": stage.max_grad_norm,
         "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": stage.min_learning_rate},
         "warmup_steps": math.ceil(stage.warmup_ratio * steps), "logging_steps": ctx.execution.log_interval,
         "logging_nan_inf_filter": False, "report_to": "none", "disable_tqdm": True,

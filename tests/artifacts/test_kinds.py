@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from artifacts import errors
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Preferences, Report, RewardModel, base_of, describe, revive
+from artifacts.kinds import (
+    Adapter,
+    Artifact,
+    Checkpoint,
+    Preferences,
+    Quantized,
+    Report,
+    RewardModel,
+    base_of,
+    describe,
+    revive,
+)
 
 BASE = Checkpoint(key="b", path=Path("/base"))
 
@@ -16,6 +27,7 @@ BASE = Checkpoint(key="b", path=Path("/base"))
     [
         BASE,
         Adapter(key="a", path=Path("/a"), base=BASE),
+        Adapter(key="q", path=Path("/q"), base=Quantized(key="4", path=Path("/4"), original=BASE)),
         RewardModel(key="r", path=Path("/r"), base=BASE),
         Preferences(key="p", path=Path("/p"), base=BASE),
         Report(key="e", path=Path("/e")),

@@ -40,7 +40,7 @@ def problems(write_recipe: WriteRecipe, store: Store) -> Callable[..., list[str]
         ({"dpo__betta": 0.1}, "dpo.betta: no such field; did you mean 'beta'?"),
         ({"dpo__lr": 0.1}, "dpo.lr: no such field; did you mean 'learning_rate'?"),
         ({"sft__lora": {"rnak": 8}}, "sft.lora.rnak: no such field; did you mean 'rank'?"),
-        ({"merge__zzz": 1}, "merge.zzz: no such field; the fields here are adapter, data, prompts"),
+        ({"merge__zzz": 1}, "merge.zzz: no such field; the fields here are adapter, data, into, prompts"),
         ({"dpo__beta": "much"}, "dpo.beta: input should be a valid number, unable to parse string as a number, got "
          "'much'"),
         ({"dpo__beta": 0}, "dpo.beta: input should be greater than 0, got 0"),
@@ -60,10 +60,10 @@ def problems(write_recipe: WriteRecipe, store: Store) -> Callable[..., list[str]
         ({"eval__reward": "dpo"}, "eval.reward: wanted a reward model, but 'dpo' makes an adapter; stages here "
          "that fit: reward"),
         ({"dpo__lora": {}}, "dpo: lora must be left out"),
-        ({"dpo__uses": "dop"}, "dpo.uses: wanted one of base, data, "),
+        ({"dpo__uses": "dop"}, "dpo.uses: wanted one of base, quantize, data, "),
         ({"dpo__uses": "dop"}, "got 'dop'; did you mean 'dpo'?"),
-        ({"dpo__uses": ["dpo"]}, "dpo.uses: wanted one of base, data, "),
-        ({"dpo__uses": None}, "dpo.uses: missing; wanted one of base, data, "),
+        ({"dpo__uses": ["dpo"]}, "dpo.uses: wanted one of base, quantize, data, "),
+        ({"dpo__uses": None}, "dpo.uses: missing; wanted one of base, quantize, data, "),
         ({"seed": -1}, "seed: input should be greater than or equal to 0, got -1"),
         ({"sed": 1}, "sed: wanted stage.field=value; did you mean 'seed'?"),
         ({"dop__beta": 1}, "dop.beta: no stage is named 'dop'; did you mean 'dpo'?"),

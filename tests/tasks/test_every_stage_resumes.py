@@ -34,13 +34,17 @@ EXECUTION = Execution(threads=1, device="cpu", micro_batch=4, save_interval=1, k
 
 CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "base": lambda get: {"source": "builtin:tiny-llama"},
+    "quantize": lambda get: {"base": get("base")},
     "data": lambda get: {"base": get("base"), "form": "preferences", "source": "preferences.jsonl", "limit": 64},
     "adopt": lambda get: {"base": get("base"), "source": str(get("sft").path)},
     "sft": lambda get: {"base": get("base"), "data": get("demonstrations"), "lora": DROPOUT, **TRAINING},
     "reward": lambda get: {"base": get("base"), "data": get("pairs"), "lora": DROPOUT, **TRAINING},
     "dpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
     "simpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
-    "orpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
+    "orpo": lambda get: {
+        "policy": get("base"), "data": get("pairs"), "eval_interval": 3, "optimizer": "adamw_8bit", **TRAINING,
+        "lora": {"rank": 32},
+    },
     "kto": lambda get: {"policy": get("sft"), "data": get("feedback"), "eval_interval": 3, **TRAINING},
     "ppo": lambda get: {
         "policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "batch_size": 8, "total_episodes": 40,

@@ -54,6 +54,7 @@ SETTINGS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("max_new_tokens", BASE, 5, "policy completions/max_length"),
     ("temperature", BASE, 0.6, "policy policy/entropy"),
     ("max_grad_norm", BASE, 1e-3, "policy value"),
+    ("optimizer", BASE, "adamw_8bit", "policy value"),
     ("reward_weight", BASE, 3.0, "policy value objective/scores"),
     ("programs", BASE, {"checks": 1.0}, "policy value scores/checks"),
     ("reward", {"programs": {"checks": 1.0}}, None, "policy value objective/scores"),

@@ -1,0 +1,72 @@
+"""A checkpoint's weights by name, read one at a time, so that a model need never be in memory whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.kinds import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Weights = Mapping[str, "Tensor"]
+
+
+class WeightFiles(Mapping[str, "Tensor"]):
+    """The tensors in a folder's safetensors files, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self.shards: dict[str, list[str]] = {}
+        """The names in each file."""
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                self.shards[file.name] = sorted(tensors.keys())
+        self._places = {name: folder / file for file, names in self.shards.items() for name in names}
+
+    def __getitem__(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self._places[name], framework="pt") as tensors:
+            found: Tensor = tensors.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def write_like(checkpoint: Checkpoint, weights: Weights, out: Path) -> None:
+    """Write `weights` into files as `checkpoint` has them, one after another, with everything else from there."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    for file in sorted(checkpoint.path.iterdir()):
+        if file.suffix != ".safetensors" and file.name != "README.md":
+            shutil.copyfile(file, out / file.name)
+    for name, names in WeightFiles(checkpoint.path).shards.items():
+        save_file({each: weights[each].contiguous() for each in names}, out / name, metadata={"format": "pt"})
+
+
+def skeleton(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's model in evaluation mode, with its modules and buffers but no weights."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint.path))
+    return model.eval()
+
+
+def transposed(checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of the weights that are kept as (inputs, outputs): those of GPT-2's Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    modules = skeleton(checkpoint).named_modules()
+    return frozenset(f"{name}.weight" for name, module in modules if isinstance(module, Conv1D))

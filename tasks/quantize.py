@@ -52,7 +52,7 @@ class Quantize(Stage):
         return (1 << 30) if shape is None else shape.parameters * shape.bytes_each
 
     def run(self, ctx: Context) -> dict[str, float]:
-        from tasks.training.model_files import copy_tokenizer
+        from tasks.training.model_files import copy_companions, write_model
         from tasks.training.quantized import elements, quantise, quantized_layers
 
         model = quantise(
@@ -62,11 +62,8 @@ class Quantize(Stage):
         layers = {name: elements(layer.weight) for name, layer in quantized_layers(model)}
         if not layers:
             raise ModelError("quantize: the base has no linear layers outside its head; there is nothing to quantise")
-        model.config._name_or_path = ""
-        model.save_pretrained(ctx.out)
-        (ctx.out / "README.md").unlink(missing_ok=True)
-        copy_tokenizer(self.base.path, ctx.out)
-        (ctx.out / "base.json").write_bytes((self.base.path / "base.json").read_bytes())
+        write_model(model, ctx.out)
+        copy_companions(self.base.path, ctx.out)
         error = self._error(ctx)
         bits = 8 * sum(file.stat().st_size for file in ctx.out.glob("*.safetensors"))
         count = sum(elements(parameter) for parameter in model.parameters())

@@ -26,18 +26,23 @@ def save_checkpoint(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
 
 
 def save_weights(model: Any, out: Path, dtype: str) -> None:
-    """Write weights and configuration, with no path of this machine."""
+    """Write weights and configuration in `dtype`."""
     import torch
 
     model.to(getattr(torch, dtype))
     model.config.dtype = getattr(torch, dtype)
+    write_model(model, out)
+
+
+def write_model(model: Any, out: Path) -> None:
+    """Write weights and configuration as they are, with no path of this machine."""
     model.config._name_or_path = ""
     model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
 
 
-def copy_tokenizer(source: Path, out: Path) -> None:
-    """The tokenizer and chat template files as they are, byte for byte."""
-    for pattern in TOKENIZER_FILES:
+def copy_companions(source: Path, out: Path) -> None:
+    """What goes with a checkpoint's weights, byte for byte: tokenizer, chat template, and where it is from."""
+    for pattern in (*TOKENIZER_FILES, "base.json"):
         for file in source.glob(pattern):
             shutil.copyfile(file, out / file.name)

@@ -47,7 +47,12 @@ def require_kernel(device: str, quant_type: str = "nf4") -> None:
             torch.eye(BLOCK, device=device), blocksize=BLOCK, quant_type=quant_type, compress_statistics=True
         )
         matmul_4bit(torch.ones(1, BLOCK, device=device), weights, quant_state=state)
-    except (ImportError, RuntimeError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:  # says nothing of kernels, and is told of in words of its own
+        raise
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # its library may not load, or lack the kernel: it has no class for that
         where = torch.cuda.get_device_name() if device == "cuda" else "this CPU"
         raise ModelError(
             f"quantize: bitsandbytes has no 4-bit kernel for {where} ({str(error).splitlines()[0][:200]}); train on "

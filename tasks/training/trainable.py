@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.kinds import Adapter, Checkpoint, Model, base_of
 from tasks.context import Context
 from tasks.settings import LoRA
-from tasks.training.model_files import copy_tokenizer, save_weights
+from tasks.training.model_files import copy_companions, save_weights
 from tasks.training.models import add_adapter, load_model, load_tokenizer, parameter_counts, save_adapter
 from tasks.training.quantized import keep_float32
 
@@ -52,10 +52,7 @@ def save_whole(model: Any, start: Checkpoint, out: Path) -> None:
     """Complete weights with the tokenizer and chat template of `start`."""
     dtype = str(load_config(start).dtype or "float32").removeprefix("torch.")
     save_weights(model, out, dtype)
-    copy_tokenizer(start.path, out)
-    about = start.path / "base.json"
-    if about.exists():
-        (out / "base.json").write_bytes(about.read_bytes())
+    copy_companions(start.path, out)
 
 
 def load_config(checkpoint: Checkpoint) -> Any:

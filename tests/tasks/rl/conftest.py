@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.tasks.rl.group_runs import tiny, watch  # noqa: F401
 from tests.tasks.rl.runs import (
     Ran,
     World,

@@ -40,7 +40,7 @@ def problems(write_recipe: WriteRecipe, store: Store) -> Callable[..., list[str]
         ({"dpo__betta": 0.1}, "dpo.betta: no such field; did you mean 'beta'?"),
         ({"dpo__lr": 0.1}, "dpo.lr: no such field; did you mean 'learning_rate'?"),
         ({"sft__lora": {"rnak": 8}}, "sft.lora.rnak: no such field; did you mean 'rank'?"),
-        ({"merge__zzz": 1}, "merge.zzz: no such field; the fields here are adapter, data, into, prompts"),
+        ({"merge__zzz": 1}, "merge.zzz: no such field; the fields here are adapter, data, prompts"),
         ({"dpo__beta": "much"}, "dpo.beta: input should be a valid number, unable to parse string as a number, got "
          "'much'"),
         ({"dpo__beta": 0}, "dpo.beta: input should be greater than 0, got 0"),

@@ -144,7 +144,7 @@ def test_with_completions_that_end_and_a_penalty_for_those_that_do_not(tmp_path)
     world = World.build(tmp_path, length=3, letters="abc", prompts=("ab", "cba"), ends=True, layers=2)
     settings = {
         "kl_coef": 1.0, "missing_eos_penalty": 1.0, "max_new_tokens": 3, "stop_token": "eos",
-        "learning_rate": 5e-3, "value_learning_rate": 1e-2, "total_episodes": 76_800,
+        "learning_rate": 5e-3, "value_learning_rate": 1e-2, "total_episodes": 128_000,
     }  # fmt: skip
     judged = judge(world, learn(world, "ppo", **settings), kl_coef=1.0, missing_eos_penalty=1.0)
     before, after = judged.distances()

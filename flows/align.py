@@ -28,13 +28,13 @@ from flows.caching import StageKey  # noqa: E402
 from flows.ephemeral import guard_ephemeral_servers  # noqa: E402
 from flows.execute import StageResult, execute, found, missing  # noqa: E402
 from flows.lost import end_all_lost, tell_prefect  # noqa: E402
+from flows.planning import plan_of  # noqa: E402
 from flows.records import RunRecord  # noqa: E402
 from flows.summary import conclude  # noqa: E402
 from flows.tracking import Tracker  # noqa: E402
 from flows.watch import Watcher, watcher  # noqa: E402
-from pipelines.plan import Plan, Planned, make_plan  # noqa: E402
+from pipelines.plan import Plan, Planned  # noqa: E402
 from pipelines.reasons import verdicts  # noqa: E402
-from pipelines.recipe import load_recipe  # noqa: E402
 
 
 @flow(name="align", validate_parameters=True, persist_result=False)
@@ -60,7 +60,7 @@ def align(
     watch = watcher()
     watch.logger = _logger(watch)
     store = Store(align_home())
-    plan = make_plan(load_recipe(Path(recipe), overrides, execution), store, strict_env=strict_env).until(until)
+    plan = plan_of(Path(recipe), overrides, execution, store, until=until, strict_env=strict_env)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
     for label, verdict in verdicts(plan, store).items():
         if verdict.drift and verdict.cached:

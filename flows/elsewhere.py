@@ -6,8 +6,6 @@ logged until then, and its run, in which it goes on.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from artifacts.store import Store
 from flows.artifact_files import CHECKPOINTS, HISTORY, STAGE_FILES
+from flows.home import aside
 from flows.mlflow_server import KEY_TAG, MlflowServer
 from flows.tracked_stage import TrackedStage
 from tasks.training.checkpoints import damage
@@ -52,12 +51,12 @@ def _runs(server: MlflowServer, key: str) -> list[tuple[str, str]]:
 
 def _fetch_result(server: MlflowServer, stage: TrackedStage, run: str, say: Say) -> bool:
     listed = {each.path for each in server.client.list_artifacts(run, "stage")}
-    with _aside(stage.store.home) as aside:
+    with aside(stage.store.home) as part:
         for name in STAGE_FILES:
             if f"stage/{name}" in listed:
-                Path(server.client.download_artifacts(run, f"stage/{name}", str(aside))).replace(aside / name)
-        Path(server.client.download_artifacts(run, "output", str(aside))).rename(aside / "out")
-        problem = stage.store.accept(stage.uses, stage.key, aside)
+                Path(server.client.download_artifacts(run, f"stage/{name}", str(part))).replace(part / name)
+        Path(server.client.download_artifacts(run, "output", str(part))).rename(part / "out")
+        problem = stage.store.accept(stage.uses, stage.key, part)
     if problem:
         say(f"the result of run {run[:8]} on {server.uri} is not used: {problem}")
         return False
@@ -74,8 +73,8 @@ def _fetch_checkpoint(server: MlflowServer, stage: TrackedStage, run: str, say: 
     for folder in sorted(folders, key=lambda path: -int(path.rsplit("-", 1)[1])):
         if f"{folder}/manifest.json" not in {each.path for each in server.client.list_artifacts(run, folder)}:
             continue
-        with _aside(stage.store.home) as aside:
-            fetched = Path(server.client.download_artifacts(run, folder, str(aside)))
+        with aside(stage.store.home) as part:
+            fetched = Path(server.client.download_artifacts(run, folder, str(part)))
             if problem := damage(fetched):
                 say(f"warning: {fetched.name} on {server.uri} is passed over: {problem}")
                 continue
@@ -87,18 +86,3 @@ def _fetch_checkpoint(server: MlflowServer, stage: TrackedStage, run: str, say: 
         stage.take_over(server, run)
         say(f"goes on from {Path(folder).name}, fetched from {server.uri}")
         return
-
-
-class _aside:  # noqa: N801  (reads as a context manager)
-    """A folder beside the store, so that a rename moves what is in it; gone at the end."""
-
-    def __init__(self, home: Path) -> None:
-        self.parent = home / "fetching"
-
-    def __enter__(self) -> Path:
-        self.parent.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(dir=self.parent))
-        return self.path
-
-    def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)

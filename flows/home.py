@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def align_home() -> Path:
     """`$ALIGN_HOME`, by default `.align/` in the current folder."""
     return Path(os.environ.get("ALIGN_HOME") or ".align").resolve()
+
+
+@contextmanager
+def aside(home: Path) -> Iterator[Path]:
+    """A folder beside the store, so that a rename moves what is in it; gone at the end."""
+    parent = home / "fetching"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare_services(home: Path) -> None:

@@ -1,4 +1,4 @@
-"""`align plan`: for each stage whether it is cached and why not, parameters, memory, steps. Imports no torch."""
+"""Plans, and `align plan`: for each stage whether it is cached or why not, parameters, memory, steps. No torch here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.store import Store
+from flows.fetching import fetched
 from flows.home import align_home
 from flows.tables import plan_table
 from pipelines.plan import Plan, make_plan
@@ -17,13 +18,22 @@ from pipelines.reasons import Verdict, verdicts
 from pipelines.recipe import load_recipe
 
 
+def plan_of(
+    recipe: Path, overrides: Mapping[str, Any] | None, execution: Mapping[str, Any] | None, store: Store, *,
+    until: str | None, strict_env: bool,
+) -> Plan:  # fmt: skip
+    """The plan of a recipe; raises UserError for all that is wrong with it."""
+    loaded = fetched(load_recipe(recipe, overrides, execution), store.home)
+    return make_plan(loaded, store, strict_env=strict_env).until(until)
+
+
 def show_plan(
     recipe: Path, overrides: Mapping[str, Any], execution: Mapping[str, Any], *,
     until: str | None, strict_env: bool, as_json: bool, why: str | None,
 ) -> int:  # fmt: skip
     """Print the plan; changes nothing but the memory of file digests."""
     store = Store(align_home())
-    plan = make_plan(load_recipe(recipe, overrides, execution), store, strict_env=strict_env).until(until)
+    plan = plan_of(recipe, overrides, execution, store, until=until, strict_env=strict_env)
     found = verdicts(plan, store)
     if why is not None:
         return _why(plan, found, why)

@@ -14,9 +14,8 @@ from typing import Any
 from artifacts.errors import AlignError, StageError, UserError
 from artifacts.store import Store
 from flows.home import align_home
+from flows.planning import plan_of
 from flows.watch import WATCHER, TerminalWatcher, Watcher
-from pipelines.plan import make_plan
-from pipelines.recipe import load_recipe
 
 
 def run_recipe(
@@ -26,7 +25,7 @@ def run_recipe(
     """Run a recipe; what is wrong with it is found before Prefect is even imported."""
     home = align_home()
     store = Store(home)
-    plan = make_plan(load_recipe(recipe, overrides, execution), store, strict_env=strict_env).until(until)
+    plan = plan_of(recipe, overrides, execution, store, until=until, strict_env=strict_env)
     store.check_writable(0)
     watcher = Watcher() if quiet else TerminalWatcher()
     WATCHER.set(watcher)

@@ -72,6 +72,32 @@ def test_two_recipes_that_share_a_prefix_share_its_stages(first, shop, tmp_path)
     assert answer.stage("tuned")["digest"] == first.stage("sft")["digest"]
 
 
+def test_an_adapter_is_branched_from_by_where_mlflow_has_it(first, shop, tmp_path):
+    """A stage's run, or a registered version under any name: one key, and the bytes that MLflow was given."""
+    from mlflow.tracking import MlflowClient
+
+    run, data = first.stage("sft")["mlflow_run_id"], Path.cwd() / "pipelines" / "quickstart_data"
+    (tmp_path / "theirs.yaml").write_text(f"""
+stages:
+  base: {{uses: base, source: "builtin:tiny-llama"}}
+  pairs: {{uses: data, base: base, form: preferences, source: {data}/preferences.jsonl, limit: 32}}
+  theirs: {{uses: adopt, base: base, source: "runs:/{run}/output"}}
+  dpo: {{uses: dpo, policy: theirs, data: pairs, max_steps: 2, eval_rows: 0}}
+""")
+    answer = shop.align("run", str(tmp_path / "theirs.yaml"), "--json")
+    assert answer.status == 0, answer.err
+    assert answer.stage("theirs")["digest"] == first.stage("sft")["digest"]
+    client = MlflowClient(f"sqlite:///{shop.home}/mlflow.db")
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", f"runs:/{run}/output", run)
+    client.set_registered_model_alias("theirs", "good", "1")
+    for source in ("models:/theirs/1", "models:/theirs@good"):
+        again = shop.align("run", str(tmp_path / "theirs.yaml"), f"theirs.source={source}", "--json")
+        assert set(again.statuses.values()) == {"cached"}, again.err
+    gone = shop.align("plan", str(tmp_path / "theirs.yaml"), "theirs.source=models:/theirs/2")
+    assert gone.status == 2 and "theirs.source: models:/theirs/2 can't be had from MLflow at sqlite:" in gone.err
+
+
 def test_a_damaged_output_is_noticed_and_made_again(first, shop):
     weights = Path(first.stage("sft")["path"]) / "adapter_model.safetensors"
     damaged = bytearray(weights.read_bytes())

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TRL := .venv-trl
 
 .PHONY: quickstart test check proofs faults bench-ppo lora-sizes clean data constraints
 
@@ -12,13 +13,12 @@ quickstart: $(READY)  ## align a real language model on this machine
 test: $(READY)  ## all tests but the slow proofs
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadgroup
 
-proofs: $(READY)  ## the slow tests: the quickstart's real weights
+proofs: $(READY) $(TRL)/.ready  ## the slow tests: the quickstart's real weights, known optima, TRL's functions
 	$(BIN)/python -m pytest -q -m slow
 
 faults: $(READY)  ## two hundred faults, most of them real kills, and a table; options: make faults ARGS="--seed 3 --faults 40"
 	$(BIN)/python -m tests.faults $(ARGS)
 
-TRL := .venv-trl
 bench-ppo: $(READY) $(TRL)/.ready  ## our PPO beside TRL 1.12.0's, in turn; options: make bench-ppo ARGS="--turns 1"
 	$(BIN)/python tests/bench/ppo.py $(ARGS)
 

@@ -31,7 +31,7 @@ def show_plan(
     recipe: Path, overrides: Mapping[str, Any], execution: Mapping[str, Any], *,
     until: str | None, strict_env: bool, as_json: bool, why: str | None,
 ) -> int:  # fmt: skip
-    """Print the plan; changes nothing but the memory of file digests."""
+    """Print the plan; changes nothing but the memory of file digests and what is fetched."""
     store = Store(align_home())
     plan = plan_of(recipe, overrides, execution, store, until=until, strict_env=strict_env)
     found = verdicts(plan, store)

@@ -55,6 +55,9 @@ class BaseModelStage(Stage):
     """Of the stored weights. CPUs without bfloat16 instructions are several times faster in float32."""
     pad_token: str | None = None
     """An existing token to pad with; by default one that is not used otherwise."""
+    add_tokens: tuple[str, ...] = ()
+    """Special tokens that the vocabulary lacks, such as a chat template's. Their embeddings start as the mean of all
+    others; `lora: {modules_to_save: [embed_tokens]}` trains them."""
 
     def output(self, key: str, path: Path) -> Artifact:
         return Checkpoint(key=key, path=path)
@@ -88,6 +91,7 @@ class BaseModelStage(Stage):
 
     def run(self, ctx: Context) -> dict[str, float]:
         model, tokenizer, licence = _load(self.source)
+        _add_tokens(model, tokenizer, self.add_tokens)
         _choose_pad(tokenizer, self.pad_token)
         save_checkpoint(model, tokenizer, ctx.out, self.dtype)
         about = {"origin": _origin(self.source), "licence": licence}
@@ -200,6 +204,25 @@ def _dequantised(path: Path) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     return model, tokenizer
+
+
+def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Give the vocabulary `tokens`, and the model an average row for each; raises ModelError for one that it has."""
+    import torch
+
+    vocabulary = tokenizer.get_vocab()
+    if known := next((token for token in tokens if token in vocabulary or tokens.count(token) > 1), None):
+        raise ModelError(f"add_tokens: {known!r} is in the vocabulary already; leave it out")
+    if not tokens:
+        return
+    before = len(tokenizer)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for parameter in end.parameters():  # weights (V, H), and a head's bias (V,)
+                parameter[before:] = parameter[:before].mean(dim=0)
 
 
 def _choose_pad(tokenizer: Any, wanted: str | None) -> None:

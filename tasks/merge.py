@@ -66,12 +66,12 @@ class Merge(Stage):
         return (1 << 30) if shape is None else shape.parameters * shape.bytes_each
 
     def run(self, ctx: Context) -> dict[str, float]:
-        from tasks.training.merging import Merged
+        from tasks.training.merging import Merged, write_merged
         from tasks.training.models import check_base
         from tasks.training.quantized import Dequantised
         from tasks.training.rows import load_rows
         from tasks.training.trainable import load_config
-        from tasks.training.weight_files import WeightFiles, write_like
+        from tasks.training.weight_files import WeightFiles
 
         rows = (load_rows(self.data, "test") or load_rows(self.data, "train"))[: self.prompts]
         if not rows:
@@ -81,7 +81,7 @@ class Merge(Stage):
         weights: Weights = WeightFiles(target.path)
         if isinstance(base, Quantized) and self.into == "dequantised":
             weights = Dequantised(base)
-        write_like(target, Merged(weights, self.adapter), ctx.out)
+        write_merged(target, Merged(weights, self.adapter), ctx.out)
         merged, untuned = self._compare(weights, target, rows, ctx)
         metrics = {
             "merge/max_logit_difference": merged.max_logit, "merge/saved_max_logit_difference": merged.max_logit,
@@ -101,22 +101,32 @@ class Merge(Stage):
         import torch
 
         from tasks.training.divergence import divergence, outputs
-        from tasks.training.logps import trunk_of
-        from tasks.training.models import base_tokenizer, load_model
+        from tasks.training.models import base_tokenizer
         from tasks.training.streaming import streamed
         from tasks.training.weight_files import WeightFiles
 
         pad, device = base_tokenizer(self.adapter).pad_token_id, ctx.device()
         with torch.no_grad():
-            model = load_model(self.adapter, device)
-            tuned = outputs(trunk_of(model), model.get_output_embeddings(), rows, pad, device)
-            del model
+            tuned = outputs(*self._as_trained(device), rows, pad, device)
             found = []
             for done, which in enumerate((WeightFiles(ctx.out), weights), start=1):
-                there = outputs(*streamed(target, which, device), rows, pad, device, at_once=len(rows))
+                there = outputs(*streamed(target, which, device), rows, pad, device)
                 found.append(divergence(tuned, there))
                 ctx.progress(done, 2, "comparisons")
         return found[0], found[1]
+
+    def _as_trained(self, device: str) -> tuple[Any, Any]:
+        """Trunk and head of base plus adapter; a base in 4 bits is in memory, another one is read as it runs."""
+        from tasks.training.logps import trunk_of
+        from tasks.training.models import load_model
+        from tasks.training.streaming import streamed
+        from tasks.training.weight_files import WeightFiles
+
+        base = self.adapter.base
+        if not isinstance(base, Quantized):
+            return streamed(base, WeightFiles(base.path), device, self.adapter)
+        model = load_model(self.adapter, device)
+        return trunk_of(model), model.get_output_embeddings()
 
     def _require_equal(self, merged: Divergence) -> None:
         """Raise StageError unless the merge is base plus adapter up to float32's rounding."""

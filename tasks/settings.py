@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import Field
 
 from artifacts.kinds import Adapter, Dataset, Model
 from tasks.context import Execution
+from tasks.lora import LoRA
 from tasks.shape import ModelShape
 from tasks.stage import Estimate, Stage
-
-Name = Annotated[str, StringConstraints(min_length=1)]
-
-
-class LoRA(BaseModel):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): W x + (alpha / rank) B A x with W frozen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    rank: int = Field(16, ge=1)
-    """r: columns of B, rows of A."""
-    alpha: float = Field(32, gt=0)
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """On the adapter's input while training."""
-    target_modules: Literal["all-linear"] | Name | list[Name] = "all-linear"
-    """`all-linear`, a list of module names, or a regular expression over full module names."""
-    top_layers: int | None = Field(None, ge=1)
-    """Adapters on the last k layers only: the layers below need no backward pass."""
-    rslora: bool = False
-    """Scale the update by alpha / sqrt(rank) instead, so that a higher rank learns no slower (arXiv:2312.03732)."""
-    dora: bool = False
-    """Train direction and length of each output's weights apart (arXiv:2402.09353): m (W + s B A) / ||W + s B A||, the
-    norm over inputs, m starting as that of W. A number more for each output; slower."""
-
-    @field_validator("target_modules")
-    @classmethod
-    def _in_one_order(cls, value: str | list[str]) -> str | list[str]:
-        """Modules are a set: their order must not make another key."""
-        return sorted(set(value)) if isinstance(value, list) else value
 
 
 class Optimizing(Stage):
@@ -124,9 +95,7 @@ class Training(Optimizing):
         if isinstance(start, Adapter):
             return shape.adapter_parameters(start)
         lora = self.lora_settings()
-        if lora is None:
-            return shape.parameters
-        return shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers, dora=lora.dora)
+        return shape.parameters if lora is None else lora.parameters(shape)
 
     def estimate(self) -> Estimate:
         """Parameters and memory from the base's configuration, steps from the data's report; needs no torch."""

@@ -6,7 +6,9 @@ Llama-shaped models (SmolLM2, Llama, Mistral, Qwen2), GPT-2 and GPT-J are known;
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +17,8 @@ from artifacts.kinds import Adapter, Model, base_of
 
 Linear = tuple[str, int, int]
 """Module name, inputs, outputs."""
-
+Outside = tuple[tuple[str, ...], int]
+"""Module names (two where embeddings and head are one matrix), parameters."""
 
 BYTES_IN_4_BITS = (4 + 0.127) / 8
 """Of a weight, with its share of the scales (arXiv:2305.14314, section 3)."""
@@ -30,8 +33,10 @@ class ModelShape:
     vocabulary: int
     linears: tuple[Linear, ...]
     """The linear modules of one layer."""
-    others: int
-    """Embeddings, norms, biases and an untied head: all that is not in `linears`."""
+    outside: tuple[Outside, ...]
+    """The modules beside the layers."""
+    small: int
+    """Norms and biases of one layer."""
     bytes_each: int
     """Of a weight, and of a number in the states between layers."""
     prefix: str
@@ -64,6 +69,11 @@ class ModelShape:
         return None
 
     @property
+    def others(self) -> int:
+        """Embeddings, norms, biases and an untied head: all that is not in `linears`."""
+        return self.layers * self.small + sum(count for _, count in self.outside)
+
+    @property
     def parameters(self) -> int:
         """All weights."""
         return self.layers * sum(inputs * outputs for _, inputs, outputs in self.linears) + self.others
@@ -74,6 +84,14 @@ class ModelShape:
         if not self.in_4_bits:
             return self.parameters * self.bytes_each
         return int(BYTES_IN_4_BITS * (self.parameters - self.others)) + 4 * self.others
+
+    def widths(self) -> dict[str, int]:
+        """The smaller side of every linear module in the layers, by full name: no product of matrices has more rank."""
+        return {
+            f"{self.prefix}.{layer}.{name}": min(inputs, outputs)
+            for layer in range(self.layers)
+            for name, inputs, outputs in self.linears
+        }
 
     def lora_parameters(
         self, rank: int, targets: str | list[str], top_layers: int | None, *, dora: bool = False
@@ -87,12 +105,24 @@ class ModelShape:
             if adapted(f"{self.prefix}.{layer}.{name}", targets)
         )
 
+    def whole_parameters(self, names: Sequence[str]) -> int | None:
+        """Of modules outside the layers that train whole; None where one of them is not known."""
+        total, missing = 0, set(names)
+        for places, count in self.outside:
+            if here := {name for name in names for place in places if named(place, name)}:
+                total, missing = total + count, missing - here
+        return None if missing else total
+
     def adapter_parameters(self, adapter: Adapter) -> int | None:
-        """The parameters of an adapter, from its file; None before that is there and whole."""
+        """The parameters of an adapter, from its files; None before they are there and whole."""
         try:
-            return tensor_elements(adapter.path / "adapter_model.safetensors")
+            config = json.loads((adapter.path / "adapter_config.json").read_text())
+            sizes = tensor_elements(adapter.path / "adapter_model.safetensors")
         except (OSError, ValueError):
             return None
+        whole = [f".{module}." for module in config["modules_to_save"] or ()]
+        # What else is there is a second copy of embeddings that are the head.
+        return sum(size for name, size in sizes.items() if ".lora_" in name or any(one in name for one in whole))
 
     def training_bytes(self, trained: int, batch_size: int, tokens: int = 128, *, moments: int = 8) -> int:
         """Memory of one training step on rows of about `tokens` tokens; a rough estimate.
@@ -116,7 +146,7 @@ def _llama(config: dict[str, Any]) -> dict[str, Any]:
         ("self_attn.v_proj", hidden, pairs), ("self_attn.o_proj", heads * size, hidden),
         ("mlp.gate_proj", hidden, inner), ("mlp.up_proj", hidden, inner), ("mlp.down_proj", inner, hidden),
     )  # fmt: skip
-    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", False) else 2)
+    embeddings = _embeddings("model.embed_tokens", vocabulary * hidden, tied=config.get("tie_word_embeddings", False))
     biases = 0
     if config["model_type"] == "qwen2" or config.get("attention_bias"):
         biases += heads * size + 2 * pairs
@@ -126,7 +156,7 @@ def _llama(config: dict[str, Any]) -> dict[str, Any]:
         biases += 2 * inner + hidden
     return {
         "layers": layers, "hidden": hidden, "vocabulary": vocabulary, "linears": linears,
-        "others": embeddings + (2 * layers + 1) * hidden + layers * biases,
+        "outside": (*embeddings, (("model.norm",), hidden)), "small": 2 * hidden + biases,
     }  # fmt: skip
 
 
@@ -137,16 +167,13 @@ def _gpt2(config: dict[str, Any]) -> dict[str, Any]:
         ("attn.c_attn", hidden, 3 * hidden), ("attn.c_proj", hidden, hidden),
         ("mlp.c_fc", hidden, inner), ("mlp.c_proj", inner, hidden),
     )  # fmt: skip
-    biases = layers * (3 * hidden + hidden + inner + hidden)
-    embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
-    others = embeddings + config["n_positions"] * hidden + (4 * layers + 2) * hidden + biases
+    embeddings = _embeddings("transformer.wte", vocabulary * hidden, tied=config.get("tie_word_embeddings", True))
+    positions = (("transformer.wpe",), config["n_positions"] * hidden)
     return {
-        "layers": layers,
-        "hidden": hidden,
-        "vocabulary": vocabulary,
-        "linears": linears,
-        "others": others,
-    }
+        "layers": layers, "hidden": hidden, "vocabulary": vocabulary, "linears": linears,
+        "outside": (*embeddings, positions, (("transformer.ln_f",), 2 * hidden)),
+        "small": 4 * hidden + 3 * hidden + hidden + inner + hidden,  # two norms; biases
+    }  # fmt: skip
 
 
 def _gptj(config: dict[str, Any]) -> dict[str, Any]:
@@ -154,13 +181,27 @@ def _gptj(config: dict[str, Any]) -> dict[str, Any]:
     inner = config.get("n_inner") or 4 * hidden
     attention = tuple((f"attn.{name}_proj", hidden, hidden) for name in ("q", "k", "v", "out"))
     linears = (*attention, ("mlp.fc_in", hidden, inner), ("mlp.fc_out", inner, hidden))
-    head = vocabulary + vocabulary * hidden * (0 if config.get("tie_word_embeddings", False) else 1)
-    others = vocabulary * hidden + head + layers * (inner + hidden + 2 * hidden) + 2 * hidden
-    return {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "linears": linears, "others": others}
+    tied = config.get("tie_word_embeddings", False)
+    embeddings = _embeddings("transformer.wte", vocabulary * hidden, tied=tied, bias=vocabulary)
+    return {
+        "layers": layers, "hidden": hidden, "vocabulary": vocabulary, "linears": linears,
+        "outside": (*embeddings, (("transformer.ln_f",), 2 * hidden)),
+        "small": 2 * hidden + inner + hidden,  # a norm; biases
+    }  # fmt: skip
+
+
+def _embeddings(name: str, count: int, *, tied: bool, bias: int = 0) -> tuple[Outside, ...]:
+    """Embeddings and head; `bias` is the head's."""
+    return (((name, "lm_head"), count + bias),) if tied else (((name,), count), (("lm_head",), count + bias))
 
 
 def _width(config: dict[str, Any]) -> int:
     return 2 if str(config.get("dtype") or config.get("torch_dtype")).endswith("16") else 4
+
+
+def layer_number(name: str) -> int | None:
+    """The layer's number in a module name such as `model.layers.7.mlp.up_proj`; None outside the layers."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def adapted(name: str, targets: str | list[str]) -> bool:
@@ -168,18 +209,16 @@ def adapted(name: str, targets: str | list[str]) -> bool:
         return True
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith("." + target) for target in targets)
+    return any(named(name, target) for target in targets)
 
 
-def tensor_elements(path: Path) -> int:
-    """The number of elements in a safetensors file, from its header."""
+def named(name: str, wanted: str) -> bool:
+    """Whether a module's full name is `wanted` or ends in it."""
+    return name == wanted or name.endswith("." + wanted)
+
+
+def tensor_elements(path: Path) -> dict[str, int]:
+    """The number of elements of each tensor in a safetensors file, from its header."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for size in tensor["shape"]:
-                count *= size
-            total += count
-    return total
+    return {name: math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences, Quantized
 from tasks.context import Execution
-from tasks.settings import LoRA, Training
+from tasks.lora import LoRA
+from tasks.settings import Training
 from tasks.stage import Stage
 
 
@@ -25,9 +26,11 @@ def _require_adapters(start: Model, lora: LoRA | None) -> None:
 class OnBase(Training):
     """Trains an adapter on the base, a fresh one or one that goes on, or with `lora: null` all weights."""
 
+    version: ClassVar[int] = 3  # 2 went on with an adapter's dropout, whose draws hang on the micro-batch
+
     base: Checkpoint
     adapter: Adapter | None = None
-    """Go on with this adapter instead of a fresh one; its shape is taken over."""
+    """Go on with this adapter instead of a fresh one; its shape is taken over, and no dropout."""
     lora: LoRA | None = LoRA()
     """Settings of a fresh adapter; null trains all weights."""
 
@@ -40,8 +43,10 @@ class OnBase(Training):
         return self
 
     def input_problem(self) -> str | None:
-        """An adapter goes on only on the base that it was trained on."""
-        if self.adapter is None or self.adapter.base.key == self.base.key:
+        """An adapter goes on only on the base that it was trained on; a fresh one must fit it."""
+        if self.adapter is None:
+            return self.lora.problem(self.base) if self.lora else None
+        if self.adapter.base.key == self.base.key:
             return None
         return (
             f"adapter: wanted one trained on the base {self.base.key[:12]}, got one trained on "
@@ -69,6 +74,10 @@ class FromPolicy(Stage):
             raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
         _require_adapters(self.policy, self.lora)
         return self
+
+    def input_problem(self) -> str | None:
+        """A fresh adapter must fit the checkpoint."""
+        return (self.lora.problem(self.policy) if self.lora else None) or super().input_problem()
 
     def output(self, key: str, path: Path) -> Artifact:
         if isinstance(self.policy, Adapter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from artifacts.kinds import Adapter
-from tasks.training.models import check_base
+from tasks.training.models import check_base, require_matrices_only
 
 
 def with_adapters(model: Any, adapter: Adapter, *names: str) -> Any:
@@ -13,6 +13,7 @@ def with_adapters(model: Any, adapter: Adapter, *names: str) -> Any:
     from peft import PeftModel
 
     check_base(adapter)
+    require_matrices_only(adapter)
     for name in names:
         if isinstance(model, PeftModel):
             model.load_adapter(adapter.path, adapter_name=name, torch_device=str(model.device))

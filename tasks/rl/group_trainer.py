@@ -14,7 +14,7 @@ from tasks.rl.groups import Groups, Order
 from tasks.rl.rewards import Rewards
 from tasks.rl.settings import distinct_prompts, stop_ids
 from tasks.training.logps import trunk_of
-from tasks.training.models import base_tokenizer
+from tasks.training.models import base_tokenizer, require_matrices_only
 from tasks.training.plain_model import plain_sampling, positions_from_mask
 from tasks.training.rows import load_rows
 from tasks.training.trainable import save_trained, trainable
@@ -36,6 +36,7 @@ def train(stage: Groups, ctx: Context, trainer: type, config: type, **more: Any)
     """Train with TRL's `trainer`; `more` are the settings that only this one has. Gives the headline metrics."""
     from datasets import Dataset as Rows
 
+    require_matrices_only(stage.policy)
     tokenizer = base_tokenizer(stage.policy)
     rows, tests = prompts(stage, tokenizer)
     rewards = Rewards(stage, tokenizer, ctx)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from artifacts.kinds import Adapter
 from tasks.rl.settings import Sampling
@@ -23,6 +23,15 @@ class Online(FromPolicy, Sampling, Optimizing):
     eval_rows: int = Field(64, ge=0)
     """Held-out prompts that are sampled from and scored before and after training; 0 for none."""
 
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> Self:
+        if self.lora is not None and self.lora.modules_to_save:
+            raise ValueError(
+                "lora.modules_to_save must be left out: policy, reference and reward share one base, and differ by "
+                "adapters alone; train these modules in `sft`, and merge that"
+            )
+        return self
+
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.policy)
         if shape is None:
@@ -35,10 +44,7 @@ class Online(FromPolicy, Sampling, Optimizing):
         """How many of the policy's parameters receive gradients; None while its adapter does not exist."""
         if isinstance(self.policy, Adapter):
             return shape.adapter_parameters(self.policy)
-        if self.lora is None:
-            return shape.parameters
-        lora = self.lora
-        return shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers, dora=lora.dora)
+        return shape.parameters if self.lora is None else self.lora.parameters(shape)
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many prompts."""

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from artifacts.errors import UserError
 from artifacts.kinds import Adapter, Model, RewardModel, base_of
 from tasks.context import Context
+from tasks.lora import LoRA
 from tasks.rl.adapters import copy_adapter, tuner_layers, with_adapters
 from tasks.rl.prefix import Split
-from tasks.settings import LoRA
+from tasks.shape import layer_number
 from tasks.training.logps import trunk_of
-from tasks.training.models import add_adapter, layer_number, load_checkpoint, load_model, parameter_counts
+from tasks.training.models import add_adapter, load_checkpoint, load_model, parameter_counts
 from tasks.training.scoring import load_head, trunk_model
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from artifacts.errors import ModelError
 from artifacts.kinds import Checkpoint
 from tasks.training.models import ADAPTER_FILE, load_checkpoint
 
-LOST = {"modules_to_save": None, "trainable_token_indices": None, "bias": "none", "lora_bias": False}
-"""Settings under which peft trains more than an adapter's matrices, and their values when it does not."""
+LOST = {"trainable_token_indices": None, "bias": "none", "lora_bias": False}
+"""Settings under which peft trains more than matrices and whole modules, and their values when it does not."""
 SHOWN = 3
 
 
@@ -24,19 +24,34 @@ def fitted(base: Checkpoint, folder: Path, config: Mapping[str, Any]) -> Any:
         raise ModelError(f"source: wanted a LoRA adapter, got {config.get('peft_type')}")
     for name, nothing in LOST.items():
         if config.get(name, nothing) not in (nothing, []):
-            raise ModelError(f"source: the adapter trained more than LoRA's matrices ({name}: {config[name]}), which "
-                             "would be lost; merge it into its base and take the result as a `base`")  # fmt: skip
+            raise ModelError(
+                f"source: the adapter trained more than matrices and whole modules ({name}: {config[name]}), which "
+                "would be lost; merge it into its base and take the result as a `base`"
+            )
     try:
-        model = get_peft_model(load_checkpoint(base, "cpu"), PeftConfig.from_pretrained(str(folder)))  # type: ignore[arg-type]  # our models are of any class
+        settings = PeftConfig.from_pretrained(str(folder))
+        settings.inference_mode = False
+        model = get_peft_model(load_checkpoint(base, "cpu"), settings)  # type: ignore[arg-type]  # our models are of any class
     except ValueError as error:  # peft's, for modules that the base does not have
         raise ModelError(f"source: the adapter does not fit the base: {str(error).splitlines()[0][:300]}") from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    _require_float32(tensors)
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     given = load_file(folder / ADAPTER_FILE)
     _compare(wanted, {name: tuple(tensor.shape) for name, tensor in given.items()})
     if bad := next((name for name, tensor in given.items() if not tensor.isfinite().all()), None):
         raise ModelError(f"source: {bad} holds numbers that are not finite")
     set_peft_model_state_dict(model, given)
     return model
+
+
+def _require_float32(tensors: Mapping[str, Any]) -> None:
+    """Raise ModelError for modules that would train whole in half precision."""
+    import torch
+
+    if coarse := next((name for name, tensor in tensors.items() if tensor.dtype != torch.float32), None):
+        raise ModelError(f"source: {coarse} trains whole, and the base has it in half precision, where small updates "
+                         "vanish; take the base with `dtype: float32`")  # fmt: skip
 
 
 def _compare(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> None:

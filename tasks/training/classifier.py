@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.kinds import Adapter, Checkpoint, RewardModel
 from tasks.context import Context
-from tasks.settings import LoRA
+from tasks.lora import LoRA
 from tasks.training.logps import padded
 from tasks.training.models import (
     adapter_lora,
@@ -39,7 +39,7 @@ def classifier(base: Checkpoint, lora: LoRA | None, adapter: Adapter | None, ctx
     model = without_dropout(model)
     model.score = _head(model.config.hidden_size).to(ctx.device())
     if adapter is not None:
-        model = add_adapter(model, adapter_lora(adapter), task="SEQ_CLS")
+        model = without_dropout(add_adapter(model, adapter_lora(adapter), task="SEQ_CLS"))
         start_from(model, adapter)
     elif lora is not None:
         model = add_adapter(model, lora, task="SEQ_CLS")

@@ -31,17 +31,14 @@ class Divergence:
     """The share of positions at which both find the same token likeliest."""
 
 
-def outputs(trunk: Any, head: Any, rows: list[dict[str, Any]], pad: int, device: str, *, at_once: int = 1) -> Outputs:
-    """What a model makes of each row's prompt, `at_once` rows in a pass."""
-    found: list[Tensor] = []
-    for at in range(0, len(rows), at_once):
-        prompts = [row["prompt_ids"] for row in rows[at : at + at_once]]
-        batch = padded(prompts, [[]] * len(prompts), pad, device)
-        states = trunk(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
-        found += [one[: len(prompt)] for one, prompt in zip(states, prompts, strict=True)]
-    return Outputs(found, head)
+def outputs(trunk: Any, head: Any, rows: list[dict[str, Any]], pad: int, device: str) -> Outputs:
+    """What a model makes of each row's prompt, all in one pass: its weights may have to be read for each."""
+    prompts = [row["prompt_ids"] for row in rows]
+    batch = padded(prompts, [[]] * len(prompts), pad, device)
+    states = trunk(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state
+    return Outputs([one[: len(prompt)] for one, prompt in zip(states, prompts, strict=True)], head)
 
 
 def divergence(first: Outputs, second: Outputs) -> Divergence:

@@ -15,6 +15,9 @@ TOKENIZER_FILES = (
     "chat_template*",
 )
 
+SHARD = "2GB"
+"""Size of a file of weights: a merge holds one at a time."""
+
 
 def save_checkpoint(model: Any, tokenizer: Any, out: Path, dtype: str) -> None:
     """Write a complete model: weights, configuration, tokenizer and chat template."""
@@ -37,7 +40,7 @@ def save_weights(model: Any, out: Path, dtype: str) -> None:
 def write_model(model: Any, out: Path) -> None:
     """Write weights and configuration as they are, with no path of this machine."""
     model.config._name_or_path = ""
-    model.save_pretrained(out)
+    model.save_pretrained(out, max_shard_size=SHARD)
     (out / "README.md").unlink(missing_ok=True)
 
 

@@ -8,11 +8,15 @@ from typing import Any, Literal
 
 from artifacts.errors import ModelError
 from artifacts.kinds import Adapter, Checkpoint, Model, Quantized, base_of
-from tasks.settings import LoRA
-from tasks.shape import adapted
+from tasks.lora import LoRA
 from tasks.training.quantized import elements, load_quantized
+from tasks.training.targets import has_conv1d, target_names, tied_names, whole_names
 
 ADAPTER_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the name of every module."""
+HEAD = f"{PREFIX}score."
+"""How the names of a reward model's head begin, which is kept in a file of its own."""
 
 
 def load_tokenizer(base: Checkpoint) -> Any:
@@ -95,6 +99,8 @@ def add_adapter(
     from peft import LoraConfig, get_peft_model
 
     alpha: Any = lora.alpha
+    whole, tied = whole_names(model, lora), tied_names(model)
+    one = tied if tied and tied[1] in whole else None
     config = LoraConfig(
         task_type=task,
         r=lora.rank,
@@ -103,62 +109,14 @@ def add_adapter(
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         target_modules=target_names(model, lora),
-        modules_to_save=["score"] if task == "SEQ_CLS" else None,
-        fan_in_fan_out=_has_conv1d(model),
+        modules_to_save=[*whole, *(["score"] if task == "SEQ_CLS" else [])] or None,
+        ensure_weight_tying=one is not None,
+        fan_in_fan_out=has_conv1d(model),
     )
-    return get_peft_model(model, config, adapter_name=name)
-
-
-def target_names(model: Any, lora: LoRA) -> list[str]:
-    """Full names of the linear modules (GPT-2's Conv1D too) that get an adapter; never the output head.
-
-    Raises ModelError if the pattern matches none, or one that is narrower than the rank.
-    """
-    layers = int(model.config.num_hidden_layers)
-    first = layers - min(lora.top_layers or layers, layers)
-    linears = {
-        name: _width(module)
-        for name, module in model.named_modules()
-        if _is_linear(module) and layer_number(name) is not None
-    }
-    found = [name for name in linears if adapted(name, lora.target_modules) and (layer_number(name) or 0) >= first]
-    if not found:
-        short = sorted({name.rsplit(".", 1)[-1] for name in linears})
-        raise ModelError(
-            f"lora.target_modules: {lora.target_modules!r} matches no linear module; this base has {', '.join(short)}"
-        )
-    narrowest = min(found, key=lambda name: linears[name])
-    if lora.rank > linears[narrowest]:
-        raise ModelError(
-            f"lora.rank: wanted at most {linears[narrowest]}, the width of {narrowest}, got {lora.rank}: more columns "
-            "than that say nothing new; lower it, or leave that module out with lora.target_modules"
-        )
-    return found
-
-
-def _is_linear(module: Any) -> bool:
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
-def _width(module: Any) -> int:
-    """The smaller of a linear module's two sides, beyond which no matrix product gains rank."""
-    if hasattr(module, "in_features"):
-        return int(min(module.in_features, module.out_features))
-    return int(min(module.weight.shape))
-
-
-def _has_conv1d(model: Any) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return any(isinstance(module, Conv1D) for module in model.modules())
-
-
-def layer_number(name: str) -> int | None:
-    """The layer's number in a module name such as `model.layers.7.mlp.up_proj`; None outside the layers."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+    model = get_peft_model(model, config, adapter_name=name)
+    if one and tied_names(model.get_base_model()) is None:
+        raise ModelError(f"lora.modules_to_save: {one[0]} and {one[1]} are one matrix, which peft can't keep so here")
+    return model
 
 
 def save_adapter(model: Any, out: Path, base: Checkpoint, name: str = "default") -> None:
@@ -169,15 +127,18 @@ def save_adapter(model: Any, out: Path, base: Checkpoint, name: str = "default")
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    tensors = get_peft_model_state_dict(model, adapter_name=name)
-    trunk = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if "lora_" in name}
-    save_file(dict(sorted(trunk.items())), out / ADAPTER_FILE, metadata={"format": "pt"})
+    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items() if HEAD not in name}
+    save_file(dict(sorted(kept.items())), out / ADAPTER_FILE, metadata={"format": "pt"})
     config = {name: _plain(value) for name, value in model.peft_config[name].to_dict().items()}
+    whole = {tensor.removeprefix(PREFIX).rpartition(".")[0] for tensor in kept if ".lora_" not in tensor}
+    if one := tied_names(model.get_base_model()):
+        whole.discard(one[0])  # peft finds the embeddings by the head, and not always the other way
     config.update(
         base_model_name_or_path=base.digest(),
         inference_mode=True,
         task_type="CAUSAL_LM",
-        modules_to_save=None,
+        modules_to_save=sorted(whole) or None,
     )
     (out / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True))
 
@@ -188,12 +149,24 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
+def require_matrices_only(model: Model) -> None:
+    """Raise ModelError for an adapter beside which modules were trained whole."""
+    if not isinstance(model, Adapter):
+        return
+    if whole := json.loads((model.path / "adapter_config.json").read_text())["modules_to_save"]:
+        raise ModelError(
+            f"adapter {model.key[:12]} was trained with {', '.join(whole)} whole (modules_to_save), which can't go on "
+            "here; merge it and start from the merged checkpoint, or train it without"
+        )
+
+
 def start_from(model: Any, adapter: Adapter) -> None:
     """Copy an adapter's tensors into the adapter `default` of `model`, which must have the same shape."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     check_base(adapter)
+    require_matrices_only(adapter)
     tensors = get_peft_model_state_dict(model, adapter_name="default")
     given = load_file(adapter.path / ADAPTER_FILE)
     if strangers := given.keys() - tensors.keys():

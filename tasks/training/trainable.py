@@ -7,24 +7,31 @@ from typing import Any
 
 from artifacts.kinds import Adapter, Checkpoint, Model, base_of
 from tasks.context import Context
-from tasks.settings import LoRA
+from tasks.lora import LoRA
 from tasks.training.model_files import copy_companions, save_weights
-from tasks.training.models import add_adapter, load_model, load_tokenizer, parameter_counts, save_adapter
+from tasks.training.models import (
+    add_adapter,
+    load_model,
+    load_tokenizer,
+    parameter_counts,
+    save_adapter,
+    without_dropout,
+)
 from tasks.training.quantized import keep_float32
 
 
 def trainable(start: Model, lora: LoRA | None, ctx: Context) -> tuple[Any, Any]:
     """A causal language model ready to train, and its tokenizer.
 
-    An adapter goes on training as `default`; a checkpoint gets a fresh adapter, or, without `lora`, trains whole and
-    in float32, since small updates vanish in bfloat16 weights.
+    An adapter goes on training as `default`, without dropout; a checkpoint gets a fresh adapter, or, without `lora`,
+    trains whole and in float32, since small updates vanish in bfloat16 weights.
     """
     import torch
 
     torch.manual_seed(ctx.seed)
     tokenizer = load_tokenizer(base_of(start))
     if isinstance(start, Adapter):
-        model = load_model(start, ctx.device(), trainable=True)
+        model = without_dropout(load_model(start, ctx.device(), trainable=True))
     elif lora is not None:
         model = add_adapter(load_model(start, ctx.device()), lora, task="CAUSAL_LM")
     else:

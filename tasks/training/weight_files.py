@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from artifacts.kinds import Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor
 
+INDEX = "model.safetensors.index.json"
+"""Which file has which tensor, where there are several."""
 Weights = Mapping[str, "Tensor"]
 
 
@@ -42,7 +45,10 @@ class WeightFiles(Mapping[str, "Tensor"]):
 
 
 def write_like(checkpoint: Checkpoint, weights: Weights, out: Path) -> None:
-    """Write `weights` into files as `checkpoint` has them, one after another, with everything else from there."""
+    """Write `weights` into files as `checkpoint` has them, one after another, with everything else from there.
+
+    What `checkpoint` has no place for goes into the last file.
+    """
     import shutil
 
     from safetensors.torch import save_file
@@ -50,8 +56,20 @@ def write_like(checkpoint: Checkpoint, weights: Weights, out: Path) -> None:
     for file in sorted(checkpoint.path.iterdir()):
         if file.suffix != ".safetensors" and file.name != "README.md":
             shutil.copyfile(file, out / file.name)
-    for name, names in WeightFiles(checkpoint.path).shards.items():
+    there = WeightFiles(checkpoint.path)
+    if added := sorted(weights.keys() - there.keys()):
+        there.shards[max(there.shards)] += added
+        _add_to_index(out / INDEX, max(there.shards), added)
+    for name, names in there.shards.items():
         save_file({each: weights[each].contiguous() for each in names}, out / name, metadata={"format": "pt"})
+
+
+def _add_to_index(index: Path, file: str, names: list[str]) -> None:
+    """A model in one file has no index."""
+    if index.exists():
+        content = json.loads(index.read_text())
+        content["weight_map"] |= dict.fromkeys(names, file)
+        index.write_text(json.dumps(content, indent=2, sort_keys=True))
 
 
 def skeleton(checkpoint: Checkpoint) -> Any:
@@ -70,3 +88,12 @@ def transposed(checkpoint: Checkpoint) -> frozenset[str]:
 
     modules = skeleton(checkpoint).named_modules()
     return frozenset(f"{name}.weight" for name, module in modules if isinstance(module, Conv1D))
+
+
+def embedding_and_head(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Names of the two weights over the vocabulary, which may be one matrix."""
+    model = skeleton(checkpoint)
+    names = {id(module): name for name, module in model.named_modules()}
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (f"{names[id(module)]}.weight" for module in ends)
+    return embedding, head

@@ -19,9 +19,9 @@ from ppo_workload import Rollout, Workload, threads, write_result
 from artifacts.kinds import Checkpoint, Preferences, RewardModel
 from tasks.context import Execution
 from tasks.job import Job
+from tasks.lora import LoRA
 from tasks.ppo import PPO
 from tasks.rl.loop import Loop
-from tasks.settings import LoRA
 from tasks.training.models import add_adapter, load_checkpoint, load_tokenizer, save_adapter
 from tasks.training.scoring import save_head
 

@@ -73,10 +73,21 @@ def drop(tensors: dict[str, torch.Tensor]) -> None:
         (lambda config, tensors: config.update(r=2), "has the shape"),
         (lambda config, tensors: config.update(target_modules=["no_proj"]), "does not fit the base"),
         (lambda config, tensors: config.update(peft_type="IA3"), "wanted a LoRA adapter, got IA3"),
-        (lambda config, tensors: config.update(modules_to_save=["lm_head"]), "trained more than LoRA's matrices"),
+        (lambda config, tensors: config.update(modules_to_save=["lm_head"]), "missing, such as .*lm_head"),
+        (lambda config, tensors: config.update(bias="lora_only"), "trained more than matrices and whole modules"),
         (lambda config, tensors: tensors[min(tensors)].fill_(float("nan")), "are not finite"),
     ],
-    ids=["another base", "missing", "left over", "another rank", "other modules", "not LoRA", "more than LoRA", "NaN"],
+    ids=[
+        "another base",
+        "missing",
+        "left over",
+        "another rank",
+        "other modules",
+        "not LoRA",
+        "a whole module",
+        "bias",
+        "NaN",
+    ],
 )
 def test_one_that_does_not_fit_is_refused(kitchen, base, copy, change, said):
     with pytest.raises(ModelError, match=said):

@@ -37,7 +37,10 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "quantize": lambda get: {"base": get("base")},
     "data": lambda get: {"base": get("base"), "form": "preferences", "source": "preferences.jsonl", "limit": 64},
     "adopt": lambda get: {"base": get("base"), "source": str(get("sft").path)},
-    "sft": lambda get: {"base": get("base"), "data": get("demonstrations"), "lora": DROPOUT, **TRAINING},
+    "sft": lambda get: {
+        "base": get("base"), "data": get("demonstrations"), **TRAINING,
+        "lora": {**DROPOUT, "modules_to_save": ["embed_tokens"]},
+    },
     "reward": lambda get: {"base": get("base"), "data": get("pairs"), "lora": DROPOUT, **TRAINING},
     "dpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
     "simpo": lambda get: {"policy": get("sft"), "data": get("pairs"), "eval_interval": 3, **TRAINING},
@@ -47,8 +50,8 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     },
     "kto": lambda get: {"policy": get("sft"), "data": get("feedback"), "eval_interval": 3, **TRAINING},
     "ppo": lambda get: {
-        "policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "batch_size": 8, "total_episodes": 40,
-        "kl_controller": "adaptive", "num_mini_batches": 2, **SAMPLING,
+        "policy": get("base"), "data": get("pairs"), "reward": get("reward"), "batch_size": 8, "total_episodes": 40,
+        "kl_controller": "adaptive", "num_mini_batches": 2, "optimizer": "adamw_8bit", "lora": {"rank": 32}, **SAMPLING,
     },
     "rloo": lambda get: {"policy": get("sft"), "data": get("pairs"), **GROUPS},
     "grpo": lambda get: {"policy": get("sft"), "data": get("pairs"), **GROUPS},

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
 from artifacts.kinds import Adapter, Checkpoint
-from tasks.settings import LoRA
+from tasks.lora import LoRA
 from tasks.shape import ModelShape, tensor_elements
 from tasks.training.models import add_adapter
 from tests.bench.lora_sizes import MODELS, RANKS, sizes
@@ -57,6 +57,9 @@ LLAMA_LORAS = [
     LoRA(rank=8, top_layers=1),
     LoRA(rank=8, dora=True, target_modules=["q_proj", "down_proj"]),
     LoRA(rank=8, top_layers=9),
+    LoRA(rank=8, modules_to_save=["embed_tokens"]),
+    LoRA(rank=8, modules_to_save=["lm_head", "model.norm"]),
+    LoRA(rank=8, modules_to_save=["embed_tokens", "lm_head"]),
 ]
 GPT2_LORAS = [
     LoRA(rank=16),
@@ -64,12 +67,13 @@ GPT2_LORAS = [
     LoRA(rank=8, target_modules=["c_proj"]),
     LoRA(rank=8, dora=True),
     LoRA(rank=8, top_layers=2, target_modules=["c_attn"]),
+    LoRA(rank=8, modules_to_save=["wte", "wpe", "ln_f"]),
 ]
 
 
 @pytest.mark.parametrize(
     ("name", "lora"),
-    [(name, lora) for name in ("llama tied", "llama with wide heads", "qwen2") for lora in LLAMA_LORAS]
+    [(name, lora) for name in ("llama tied", "llama untied", "llama with wide heads", "qwen2") for lora in LLAMA_LORAS]
     + [("gpt2", lora) for lora in GPT2_LORAS],
     ids=str,
 )
@@ -77,7 +81,7 @@ def test_adapters_are_counted_as_peft_makes_them(name: str, lora: LoRA, tmp_path
     shape, model = ModelShape.from_config(saved(CONFIGS[name], tmp_path)), on_meta(CONFIGS[name])
     adapted = add_adapter(model, lora)
     assert shape is not None
-    assert shape.lora_parameters(lora.rank, lora.target_modules, lora.top_layers, dora=lora.dora) == sum(
+    assert lora.parameters(shape) == sum(
         parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
     )
 
@@ -122,7 +126,7 @@ def test_a_base_that_is_not_there_yet_has_no_shape(tmp_path: Path, tiny_llama: C
     assert ModelShape.of(Checkpoint(key="k", path=tmp_path)) is None
     shape = ModelShape.of(Adapter(key="k", path=tmp_path, base=tiny_llama))
     assert shape is not None
-    assert shape.parameters == tensor_elements(tiny_llama.path / "model.safetensors")
+    assert shape.parameters == sum(tensor_elements(tiny_llama.path / "model.safetensors").values())
     assert shape.bytes_each == 4
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from artifacts.kinds import Adapter, Checkpoint, Demonstrations, Preferences, RewardModel
 from tasks.context import Execution
 from tasks.job import Job
+from tasks.lora import LoRA
 from tasks.registry import stage_class
 from tasks.rl.loop import Loop
-from tasks.settings import LoRA
 from tests.left import timeless
 
 Tensors = dict[str, Tensor]

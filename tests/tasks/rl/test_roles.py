@@ -14,10 +14,10 @@ from torch import Tensor
 
 from artifacts.errors import StageError, UserError
 from tasks.context import Context
+from tasks.lora import LoRA
 from tasks.rl import update
 from tasks.rl.loop import Loop
 from tasks.rl.roles import Role, Roles
-from tasks.settings import LoRA
 from tasks.training.logps import hidden_states, padded
 from tasks.training.models import load_model
 from tasks.training.rows import load_rows

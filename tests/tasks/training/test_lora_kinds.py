@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tasks.settings import LoRA
+from tasks.lora import LoRA
 from tasks.training.models import add_adapter
 
 KINDS = {
@@ -103,3 +103,20 @@ def test_every_kind_goes_through_the_chain_and_its_merge_is_proven(kitchen, base
         assert merged.metrics["merge/max_logit_difference"] < 1e-4 < merged.metrics["merge/kl_from_base"] * 1e4
     report = kitchen.make("evaluate", policy=dpo.handle, data=pairs.handle, reference=sft.handle, max_prompts=4)
     assert report.metrics["eval/kl_to_reference"] != 0
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 65}, "lora.rank: wanted at most 32, the width of model.layers.0.self_attn.k_proj, got 65"),
+        ({"target_modules": ["c_attn"]}, "['c_attn'] matches no linear module; this base has down_proj, gate_proj,"),
+        ({"target_modules": "self_attn.q_proj"}, "matches no linear module"),
+    ],
+)
+@pytest.mark.parametrize("uses", ["sft", "orpo", "ppo"])
+def test_the_plan_refuses_what_does_not_fit_the_base(kitchen, base, demonstrations, pairs, uses, lora, message):
+    data = {"data": (demonstrations if uses == "sft" else pairs).handle}
+    start = {("base" if uses == "sft" else "policy"): base.handle}
+    scored = {"programs": {"checks": 1.0}} if uses == "ppo" else {}
+    assert message in str(kitchen.stage(uses, lora=lora, **start, **data, **scored).input_problem())
+    assert kitchen.stage(uses, lora={"rank": 32}, **start, **data, **scored).input_problem() is None

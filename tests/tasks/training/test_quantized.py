@@ -13,7 +13,7 @@ from torch import Tensor
 
 from artifacts.errors import ModelError, StageError
 from artifacts.kinds import Quantized
-from tasks.settings import LoRA
+from tasks.lora import LoRA
 from tasks.training.logps import padded
 from tasks.training.models import ADAPTER_FILE, add_adapter, load_checkpoint, load_model, parameter_counts
 from tasks.training.quantized import Dequantised, quantized_layers

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from artifacts.errors import DataError, ModelError
 from artifacts.kinds import Checkpoint
@@ -144,3 +145,20 @@ def test_an_adapter_of_another_base_is_refused_by_the_plan(uses, kitchen, sft, d
     assert "give both the same base" in stage.input_problem()
     fitting = kitchen.stage(uses, base=sft.handle.base, data=data.handle, adapter=sft.handle)
     assert fitting.input_problem() is None
+
+
+@pytest.mark.parametrize("uses", ["sft", "reward"])
+def test_an_adapter_with_dropout_goes_on_without_so_the_micro_batch_is_free(
+    kitchen, base, demonstrations, pairs, uses, tmp_path
+):
+    dropped = kitchen.make("sft", base=base.handle, data=demonstrations.handle, max_steps=1, eval_rows=0,
+                           lora={"rank": 4, "dropout": 0.5})  # fmt: skip
+    data = (demonstrations if uses == "sft" else pairs).handle
+    found = [
+        load_file(kitchen.make(
+            uses, Execution(threads=1, micro_batch=rows), base=base.handle, data=data, adapter=dropped.handle,
+            max_steps=3, learning_rate=1e-3, eval_rows=0,
+        ).handle.path / "adapter_model.safetensors")
+        for rows in (2, 8)
+    ]  # fmt: skip
+    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-4) for name in found[0])

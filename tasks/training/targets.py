@@ -1,0 +1,82 @@
+"""Which modules of a model get an adapter, and which train whole beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from artifacts.errors import ModelError
+from tasks.lora import LoRA
+from tasks.shape import layer_number, named
+
+
+def target_names(model: Any, lora: LoRA) -> list[str]:
+    """Full names of the linear modules (GPT-2's Conv1D too) that get an adapter; never the output head.
+
+    Raises ModelError if there are none, or one that is narrower than the rank.
+    """
+    widths = {name: _width(module) for name, module in model.named_modules() if _is_linear(module)}
+    return lora.targets(widths, int(model.config.num_hidden_layers))
+
+
+def _is_linear(module: Any) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _width(module: Any) -> int:
+    """The smaller of a linear module's two sides, beyond which no matrix product gains rank."""
+    if hasattr(module, "in_features"):
+        return int(min(module.in_features, module.out_features))
+    return int(min(module.weight.shape))
+
+
+def has_conv1d(model: Any) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def whole_names(model: Any, lora: LoRA) -> list[str]:
+    """Full names of the modules in `lora.modules_to_save`; embeddings that are the head go by its name.
+
+    Raises ModelError for one that there is not, that is in half precision, or that an adapter is in.
+    """
+    import torch
+
+    if not lora.modules_to_save:
+        return []
+    modules = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    found: list[str] = []
+    for wanted in lora.modules_to_save:
+        matching = [name for name in modules if named(name, wanted)]
+        if not matching:
+            plain = sorted({name.rsplit(".", 1)[-1] for name in modules if layer_number(name) is None} - {""})
+            raise ModelError(
+                f"lora.modules_to_save: no module is named {wanted!r}; outside its layers this base has "
+                f"{', '.join(plain)}"
+            )
+        found += matching
+    for name in found:
+        if inner := next((target for target in target_names(model, lora) if f"{target}.".startswith(f"{name}.")), None):
+            raise ModelError(
+                f"lora.modules_to_save: {name} can't train whole, since {inner} gets an adapter; leave it out of "
+                "lora.target_modules"
+            )
+        if any(parameter.dtype != torch.float32 for parameter in modules[name].parameters()):
+            raise ModelError(
+                f"lora.modules_to_save: wanted {name} in float32, since small updates vanish in half precision; take "
+                "a base with `dtype: float32`, or a quantised one, which keeps its embeddings so"
+            )
+    one = tied_names(model)
+    return sorted({one[1] if one and name in one else name for name in found})
+
+
+def tied_names(model: Any) -> tuple[str, str] | None:
+    """Names of the embeddings and the head, where these are one matrix."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return None
+    names = {id(module): name for name, module in model.named_modules()}
+    return names[id(embedding)], names[id(head)]

@@ -14,7 +14,7 @@ from artifacts.kinds import Adapter, Checkpoint
 from tasks.lora import LoRA
 from tasks.shape import ModelShape, tensor_elements
 from tasks.training.models import add_adapter
-from tests.bench.lora_sizes import MODELS, RANKS, sizes
+from tests.bench.lora_sizes import MODELS, RANKS, main, sizes
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 96}  # fmt: skip
@@ -103,7 +103,7 @@ def test_the_numbers_known_of_gpt2(rank: int, targets: Any, top_layers: int | No
 
 
 @pytest.mark.parametrize("name", ["GPT-2 124M", "GPT-2 774M", "GPT-2 1.5B", "GPT-J 6B", "Llama 3 8B"])
-@pytest.mark.parametrize("rank", [8, 64])
+@pytest.mark.parametrize("rank", RANKS)
 def test_the_table_of_sizes_is_what_transformers_and_peft_make(name: str, rank: int) -> None:
     """On the meta device, where no weight takes memory."""
     config, attention = MODELS[name]
@@ -113,6 +113,15 @@ def test_the_table_of_sizes_is_what_transformers_and_peft_make(name: str, rank: 
         assert total == sum(parameter.numel() for parameter in model.parameters())
         adapted = add_adapter(model, LoRA(rank=rank, target_modules=targets))
         assert adapted.get_nb_trainable_parameters()[0] == trained[RANKS.index(rank)]
+
+
+def test_make_lora_sizes_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two matrices of rank r on 768 -> 2304 and 768 -> 768 in 12 layers: r 12 (3072 + 1536); the others likewise."""
+    main()
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "GPT-2 124M 124,439,808 c_attn, attn.c_proj 442,368 884,736 3,538,944" in rows
+    assert "GPT-2 1.5B 1,557,611,200 c_attn, attn.c_proj 3,686,400 7,372,800 29,491,200" in rows
+    assert "GPT-J 6B 6,050,882,784 q_proj, k_proj, v_proj, out_proj 7,340,032 14,680,064 58,720,256" in rows
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from tasks.training.logps import padded, token_logps
 from tasks.training.models import load_model
 from tasks.training.rows import load_rows
 
+SIDES = ("chosen", "rejected")
+
 
 def test_the_loss_is_ln_2_at_the_first_step(dpo):
     first = next(point["metrics"] for point in dpo.points() if "train/loss" in point["metrics"])
@@ -29,9 +31,7 @@ def test_the_reported_rewards_are_beta_times_the_log_ratios_and_the_loss_follows
     """An oracle of our own: both models loaded afresh, equation 7 written out."""
     rows = load_rows(pairs.handle, "test")[:8]
     with torch.no_grad():
-        chosen, rejected = (
-            0.3 * (logps(dpo.handle, rows, side) - logps(sft.handle, rows, side)) for side in ("chosen", "rejected")
-        )
+        chosen, rejected = (0.3 * (logps(dpo.handle, rows, side) - logps(sft.handle, rows, side)) for side in SIDES)
     loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
     assert dpo.metrics["validation/rewards/chosen"] == pytest.approx(float(chosen.mean()), abs=1e-4)
     assert dpo.metrics["validation/rewards/rejected"] == pytest.approx(float(rejected.mean()), abs=1e-4)
@@ -81,17 +81,58 @@ START = {
 """Each loss with every log-ratio 0 and beta 0.4, from the equations of its paper."""
 
 
+SMOOTHING = {"robust": 0.1, "exo_pair": 0.001}
+
+
+def log_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return -torch.log1p(torch.exp(-x))
+
+
+def equation(loss_type: str, sides: tuple[torch.Tensor, ...], lengths: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The loss of each pair from its paper, at beta 0.4.
+
+    `sides` are log pi of chosen and rejected and log pi_ref of chosen and rejected, (B,) each; `lengths` their tokens.
+    """
+    chosen, rejected, ref_chosen, ref_rejected = sides
+    a, b = chosen - ref_chosen, rejected - ref_rejected
+    per_token = a / lengths[0] - b / lengths[1]
+    x, right, eps = 0.4 * (a - b), torch.sigmoid(0.4 * (a - b)), SMOOTHING.get(loss_type, 0.0)
+    tilt = torch.sigmoid(x / 0.05)
+    across = (chosen - rejected).sort().values - (ref_chosen - ref_rejected).sort().values
+    return {
+        "sigmoid": lambda: -log_sigmoid(x),
+        "sigmoid_norm": lambda: -log_sigmoid(0.4 * per_token),
+        "hinge": lambda: (1 - x).clamp(min=0),
+        "ipo": lambda: (per_token - 1 / (2 * 0.4)) ** 2,
+        "robust": lambda: (eps * log_sigmoid(-x) - (1 - eps) * log_sigmoid(x)) / (1 - 2 * eps),
+        "exo_pair": lambda: right * torch.log(right / (1 - eps)) + (1 - right) * torch.log((1 - right) / eps),
+        "nca_pair": lambda: -log_sigmoid(0.4 * a) - (log_sigmoid(-0.4 * a) + log_sigmoid(-0.4 * b)) / 2,
+        "sppo_hard": lambda: (a - 1 / 0.8) ** 2 + (b + 1 / 0.8) ** 2,
+        "aot": lambda: -log_sigmoid(0.4 * across),
+        "aot_unpaired": lambda: -log_sigmoid(0.4 * (a.sort().values - b.sort().values)),
+        "apo_zero": lambda: 1 - torch.sigmoid(0.4 * a) + torch.sigmoid(0.4 * b),
+        "apo_down": lambda: torch.sigmoid(0.4 * a) + 1 - right,
+        "discopop": lambda: -(1 - tilt) * log_sigmoid(x) + tilt * torch.exp(-x),
+    }[loss_type]()
+
+
 @pytest.mark.parametrize("loss_type", typing.get_args(LossType))
-def test_every_loss_starts_where_its_equation_says_and_moves_another_way(kitchen, sft, pairs, loss_type):
-    smoothing = {"robust": 0.1, "exo_pair": 0.001}.get(loss_type, 0.0)
+def test_every_loss_starts_where_its_equation_says_moves_and_ends_where_it_says(kitchen, sft, pairs, loss_type):
     made = kitchen.make(
-        "dpo", policy=sft.handle, data=pairs.handle, beta=0.4, loss_type=loss_type, label_smoothing=smoothing,
-        learning_rate=2e-3, eval_rows=0,
+        "dpo", policy=sft.handle, data=pairs.handle, beta=0.4, loss_type=loss_type, learning_rate=2e-3, eval_rows=8,
+        label_smoothing=SMOOTHING.get(loss_type, 0.0),
     )  # fmt: skip
     losses = [point["metrics"]["train/loss"] for point in made.points() if "train/loss" in point["metrics"]]
     assert losses[0] == pytest.approx(START[loss_type], rel=1e-5)
     # DiscoPOP's slope at 0 is 5 (1 - ln 2) - 3/4 > 0: its first steps lower the margin, as its paper shows.
     assert (made.metrics["rewards/margins"] > 0) == (loss_type != "discopop")
+    rows = load_rows(pairs.handle, "test")[:8]
+    with torch.no_grad():
+        sides = tuple(logps(model, rows, side) for model in (made.handle, sft.handle) for side in SIDES)
+    lengths = tuple(torch.tensor([len(row[f"{side}_ids"]) for row in rows]) for side in SIDES)
+    assert (sides[0] - sides[2]).abs().max() > 0.1
+    wanted = float(equation(loss_type, sides, lengths).mean())
+    assert made.metrics["validation/loss"] == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize(

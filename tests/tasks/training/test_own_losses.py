@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from artifacts.errors import DataError
 from tasks import kto, orpo, simpo
@@ -62,6 +63,47 @@ def first_point(made):
 
 def mean_logps(handle, rows, side):
     return logps(handle, rows, side) / torch.tensor([len(row[f"{side}_ids"]) for row in rows])
+
+
+@pytest.mark.parametrize("uses", ["simpo", "orpo"])
+def test_the_first_loss_is_the_equation_on_the_rows_as_they_are(uses, kitchen, base, sft, pairs):
+    """All rows in the one step there is; SimPO starts from the SFT, ORPO from a base that saw none."""
+    rows, start = load_rows(pairs.handle, "train"), sft if uses == "simpo" else base
+    made = kitchen.make(
+        uses, policy=start.handle, data=pairs.handle, lora=None if uses == "simpo" else {"rank": 4}, max_steps=1,
+        batch_size=len(rows), eval_rows=0,
+    )  # fmt: skip
+    with torch.no_grad():
+        chosen, rejected = (mean_logps(start.handle, rows, side) for side in ("chosen", "rejected"))
+    losses = {
+        "simpo": simpo.loss(chosen, rejected, beta=2.0, gamma=1.0),
+        "orpo": orpo.loss(chosen, rejected, beta=0.1),
+    }
+    assert first_point(made)["train/loss"] == pytest.approx(float(losses[uses].mean()), abs=1e-4)
+
+
+def test_kto_weighs_both_labels_in_training_and_lets_no_gradient_through_z0(kitchen, sft, feedback, monkeypatch):
+    """At the first step every row's loss is half its label's weight."""
+    rows, real, seen_z0 = load_rows(feedback.handle, "train"), kto.loss, []
+
+    def loss(ratios, desirable, z0, **settings):
+        seen_z0.append(ratios.requires_grad and not z0.requires_grad)
+        return real(ratios, desirable, z0, **settings)
+
+    monkeypatch.setattr(kto, "loss", loss)
+    made = kitchen.make(
+        "kto", policy=sft.handle, data=feedback.handle, desirable_weight=3.0, undesirable_weight=0.5, max_steps=1,
+        batch_size=len(rows), eval_rows=0,
+    )  # fmt: skip
+    liked = sum(row["label"] for row in rows)
+    wanted = (3.0 * liked + 0.5 * (len(rows) - liked)) / len(rows) / 2
+    assert first_point(made)["train/loss"] == pytest.approx(wanted, abs=1e-5)
+    assert seen_z0 and all(seen_z0)
+
+
+def test_kto_wants_more_than_one_row_a_step(kitchen, sft, feedback):
+    with pytest.raises(ValidationError, match=r"batch_size\n.*greater than or equal to 2"):
+        kitchen.stage("kto", policy=sft.handle, data=feedback.handle, batch_size=1)
 
 
 def test_simpo_reports_beta_times_the_mean_log_probabilities_and_its_loss_follows(kitchen, sft, pairs):

@@ -107,24 +107,21 @@ def test_training_after_an_evaluation_gives_every_adapter_the_same_gradient(sft4
 
 
 @pytest.mark.parametrize("uses", ["sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "rloo", "grpo"])
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_every_method_trains_on_it_with_either_optimizer(
-    kitchen, base4, sft4, demonstrations, pairs, feedback, uses, optimizer
-):
-    fields: dict[str, Any] = {"optimizer": optimizer, **(SAMPLED if uses in ("ppo", "rloo", "grpo") else SHORT)}
-    if uses in ("ppo", "rloo", "grpo"):
-        fields |= {"programs": {"checks": 1.0}, "missing_eos_penalty": 0.5}
-    if uses in ("sft", "reward"):
-        fields |= {"base": base4.handle, "lora": {**LORA, "dora": uses == "sft"}}
-        fields["data"] = (demonstrations if uses == "sft" else pairs).handle
+def test_every_method_trains_on_it(kitchen, base4, sft4, demonstrations, pairs, feedback, uses):
+    fresh = uses in ("sft", "reward", "orpo")
+    fields: dict[str, Any] = {"data": {"sft": demonstrations, "kto": feedback}.get(uses, pairs).handle}
+    if fresh:
+        fields |= {"policy" if uses == "orpo" else "base": base4.handle, "lora": LORA, **SHORT}
+    elif uses in ("ppo", "rloo", "grpo"):
+        fields |= {"policy": sft4.handle, "programs": {"checks": 1.0}, "missing_eos_penalty": 0.5, **SAMPLED}
     else:
-        fields |= {"policy": sft4.handle, "data": (feedback if uses == "kto" else pairs).handle}
+        fields |= {"policy": sft4.handle, **SHORT}
     made = kitchen.make(uses, **fields)
     tensors = load_file(made.handle.path / ADAPTER_FILE)
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values())
-    if uses in ("sft", "reward"):
+    if fresh:
         assert all(tensor.any() for tensor in tensors.values())
-    elif uses in ("dpo", "simpo", "orpo", "kto", "ppo"):
+    elif uses in ("dpo", "simpo", "kto", "ppo"):
         start = load_file(sft4.handle.path / ADAPTER_FILE)
         assert not any(torch.equal(tensor, start[name]) for name, tensor in tensors.items())
 
@@ -157,6 +154,38 @@ def test_a_merge_goes_into_either_kind_of_weights_and_says_how_far_each_is_off(k
     assert 0 < 10 * found["dequantised"] < found["original"]
     with pytest.raises(StageError, match=r"the step to the unquantised weights lost the tuning.*dequantised"):
         kitchen.make("merge", adapter=sft4.handle, data=pairs.handle, max_kl_share=1e-4)
+
+
+OTHER_KINDS = {
+    "rsLoRA": {**LORA, "rslora": True},
+    "DoRA": {**LORA, "dora": True},
+    "new tokens": {**LORA, "modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_every_kind_of_adapter_comes_from_4_bits_into_either_kind_of_weights(kitchen, demonstrations, pairs, kind):
+    base = kitchen.make("base", source="builtin:tiny-llama", add_tokens=("<|user|>",)).handle
+    base4 = kitchen.make("quantize", base=base).handle
+    data = [kitchen.make("data", **{**dict(each.stage), "base": base}).handle for each in (demonstrations, pairs)]
+    lora = OTHER_KINDS[kind]
+    adapter = kitchen.make("sft", base=base4, data=data[0], learning_rate=1e-2, lora=lora, eval_rows=0).handle
+    trained = load_file(adapter.path / ADAPTER_FILE)
+    a, b = (trained[f"base_model.model.{NAME}.lora_{side}.weight"] for side in "AB")
+    off = {}
+    for into, weights in (("original", WeightFiles(base.path)), ("dequantised", Dequantised(base4))):
+        made = kitchen.make("merge", adapter=adapter, data=data[1], into=into)
+        wanted = weights[f"{NAME}.weight"] + (4 if kind == "rsLoRA" else 2) * b @ a
+        if kind == "DoRA":
+            magnitude = trained[f"base_model.model.{NAME}.lora_magnitude_vector"]
+            wanted *= (magnitude / wanted.norm(dim=1))[:, None]
+        merged = load_file(made.handle.path / "model.safetensors")
+        assert torch.allclose(merged[f"{NAME}.weight"], wanted, atol=1e-5)
+        whole = trained if kind == "new tokens" else weights
+        name = "base_model.model.model.embed_tokens.weight" if kind == "new tokens" else "model.embed_tokens.weight"
+        assert torch.equal(merged["model.embed_tokens.weight"], whole[name])
+        off[into] = made.metrics["merge/kl_to_saved"]
+    assert 0 < 10 * off["dequantised"] < off["original"]
 
 
 def test_gpt2s_turned_weights_come_back_the_right_way_round(kitchen):

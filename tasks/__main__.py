@@ -8,6 +8,7 @@ output.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -100,6 +101,8 @@ def _quieten(job: Job) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.simplefilter("ignore", category)
+    # Says at its import that kernels of another package are not there, on CPUs with bfloat16 instructions.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _costs(seconds: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ from artifacts.errors import ModelError
 from artifacts.fingerprint import FileDigests, tree_digest
 from artifacts.kinds import Artifact, Checkpoint
 from tasks.context import Context
+from tasks.lora import Name
 from tasks.sources import locate, split_hub
 from tasks.stage import Stage
 from tasks.tiny import TINY, build_tiny
@@ -45,6 +46,7 @@ NUL_FALLBACK = "<0x00>"
 class BaseModelStage(Stage):
     """The model that everything else is relative to."""
 
+    version: ClassVar[int] = 2  # 1 wrote any model in one file
     seeded: ClassVar[bool] = False
     outside: ClassVar[frozenset[str]] = frozenset({"source"})
 
@@ -55,7 +57,7 @@ class BaseModelStage(Stage):
     """Of the stored weights. CPUs without bfloat16 instructions are several times faster in float32."""
     pad_token: str | None = None
     """An existing token to pad with; by default one that is not used otherwise."""
-    add_tokens: tuple[str, ...] = ()
+    add_tokens: tuple[Name, ...] = ()
     """Special tokens that the vocabulary lacks, such as a chat template's. Their embeddings start as the mean of all
     others; `lora: {modules_to_save: [embed_tokens]}` trains them."""
 
@@ -215,14 +217,15 @@ def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
         raise ModelError(f"add_tokens: {known!r} is in the vocabulary already; leave it out")
     if not tokens:
         return
-    before = len(tokenizer)
+    old = sorted(set(vocabulary.values()))
     tokenizer.add_tokens(list(tokens), special_tokens=True)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    new = tokenizer.convert_tokens_to_ids(list(tokens))
+    if max(new) >= model.get_input_embeddings().num_embeddings:  # many a model has rows to spare
+        model.resize_token_embeddings(max(new) + 1, mean_resizing=False)
     with torch.no_grad():
         for end in (model.get_input_embeddings(), model.get_output_embeddings()):
             for parameter in end.parameters():  # weights (V, H), and a head's bias (V,)
-                parameter[before:] = parameter[:before].mean(dim=0)
+                parameter[new] = parameter[old].mean(dim=0)
 
 
 def _choose_pad(tokenizer: Any, wanted: str | None) -> None:

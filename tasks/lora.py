@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from artifacts.errors import ModelError
-from artifacts.kinds import Model
+from artifacts.kinds import Artifact, Model, RewardModel
 from tasks.shape import ModelShape, adapted, layer_number
 
 Name = Annotated[str, StringConstraints(min_length=1)]
+VANISH = ", in which small updates vanish; take a base with `dtype: float32`, or leave that to an adapter"
 
 
 class LoRA(BaseModel):
@@ -69,6 +71,9 @@ class LoRA(BaseModel):
         """Why a model can't have such an adapter, as far as its configuration tells before anything is loaded."""
         if (shape := ModelShape.of(model)) is None:
             return None
+        if self.modules_to_save and shape.bytes_each == 2:
+            names = ", ".join(self.modules_to_save)
+            return f"lora.modules_to_save: wanted {names} in float32, got half precision{VANISH}"
         try:
             self.targets(shape.widths(), shape.layers)
         except ModelError as error:
@@ -80,3 +85,24 @@ class LoRA(BaseModel):
         whole = shape.whole_parameters(self.modules_to_save)
         adapters = shape.lora_parameters(self.rank, self.target_modules, self.top_layers, dora=self.dora)
         return None if whole is None else adapters + whole
+
+
+def whole_modules_problem(model: Artifact) -> str | None:
+    """Why an adapter, or a reward model that is one, can't share its base with others: modules were trained whole.
+
+    None before it is there.
+    """
+    try:
+        config = json.loads((model.path / "adapter_config.json").read_text())
+    except (OSError, ValueError):  # no adapter, or not made yet
+        return None
+    if not (whole := config["modules_to_save"]):
+        return None
+    remedy = (
+        "train it without" if isinstance(model, RewardModel)
+        else "merge it and start from the merged checkpoint, or train it without"
+    )  # fmt: skip
+    return (
+        f"{model.kind} {model.key[:12]} was trained with {', '.join(whole)} whole (modules_to_save), which can't go on "
+        f"here; {remedy}"
+    )

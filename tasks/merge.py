@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from artifacts.errors import DataError, StageError
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Quantized, unquantized
 from tasks.context import Context
+from tasks.lora import whole_modules_problem
 from tasks.shape import ModelShape
 from tasks.stage import Stage
 
@@ -36,7 +37,7 @@ NOTHING = 1e-12
 class Merge(Stage):
     """Makes a checkpoint that loads with `AutoModelForCausalLM.from_pretrained`."""
 
-    version: ClassVar[int] = 2  # 1 had peft merge, and transformers write the configuration anew
+    version: ClassVar[int] = 3  # 2 compared row by row; 1 had peft merge, and transformers write the configuration
     seeded: ClassVar[bool] = False
 
     adapter: Adapter
@@ -63,7 +64,10 @@ class Merge(Stage):
 
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.adapter)
-        return (1 << 30) if shape is None else shape.parameters * shape.bytes_each
+        if shape is None:
+            return 1 << 30
+        untied = shape.vocabulary * shape.hidden if whole_modules_problem(self.adapter) else 0
+        return (shape.parameters + untied) * shape.bytes_each
 
     def run(self, ctx: Context) -> dict[str, float]:
         from tasks.training.merging import Merged, write_merged

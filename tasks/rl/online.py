@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from artifacts.kinds import Adapter
+from tasks.lora import whole_modules_problem
 from tasks.rl.settings import Sampling
 from tasks.settings import Optimizing
 from tasks.shape import ModelShape
@@ -31,6 +32,13 @@ class Online(FromPolicy, Sampling, Optimizing):
                 "adapters alone; train these modules in `sft`, and merge that"
             )
         return self
+
+    def input_problem(self) -> str | None:
+        """What trained modules whole can't be one of several adapters on a base."""
+        for name, artifact in self.bound().items():
+            if problem := whole_modules_problem(artifact):
+                return f"{name}: {problem}"
+        return super().input_problem()
 
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.policy)

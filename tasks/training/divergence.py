@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LOGITS = 1 << 22
+"""How many to have at a time: some eight arrays of them, in float64."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The last states of a model, (T, H) for each row, and the head that makes logits of them."""
@@ -47,8 +51,9 @@ def divergence(first: Outputs, second: Outputs) -> Divergence:
 
     largest, kl, same, count = 0.0, 0.0, 0, 0
     pairs = torch.cat(first.states), torch.cat(second.states)
-    for at in range(0, len(pairs[0]), CHUNK):
-        a, b = (one.head(states[at : at + CHUNK]).double() for one, states in zip((first, second), pairs, strict=True))
+    step = max(1, min(CHUNK, LOGITS // first.head(pairs[0][:1]).shape[-1]))
+    for at in range(0, len(pairs[0]), step):
+        a, b = (one.head(states[at : at + step]).double() for one, states in zip((first, second), pairs, strict=True))
         largest = max(largest, float((a - b).abs().max()))
         p, q = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
         kl += float((p.exp() * (p - q)).sum())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from artifacts.errors import ModelError
 from artifacts.kinds import Adapter, Checkpoint, unquantized
 from tasks.training.models import ADAPTER_FILE, PREFIX
-from tasks.training.weight_files import Weights, embedding_and_head, transposed, write_like
+from tasks.training.weight_files import Weights, embedding_and_head, skeleton, transposed, write_like
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,18 +43,19 @@ class Merged(Mapping[str, "Tensor"]):
                 self.parts.setdefault(f"{module}.weight", {})[part.partition(".")[0]] = tensor.float()
             else:
                 self.whole[module] = tensor
-        self.embedding, self.head = embedding_and_head(unquantized(adapter.base))
+        model = skeleton(unquantized(adapter.base))
+        self.embedding, self.head = (f"{name}.weight" for name in embedding_and_head(model))
         self.untied = self._untie()
         if strangers := (self.parts.keys() | self.whole.keys()) - set(self):
             raise ModelError(f"adapter {adapter.key[:12]} does not fit: the base has no {min(strangers)}")
-        self.turned = transposed(unquantized(adapter.base))
+        self.turned = transposed(model)
 
     def _untie(self) -> bool:
         """Whether embeddings and head were one and no longer are; then `whole` has both."""
         pair = {self.embedding, self.head}
         if self.head in self.weights or not pair & self.whole.keys():
             return False
-        if self.config["ensure_weight_tying"]:
+        if self.config["ensure_weight_tying"] and pair <= self.whole.keys():
             del self.whole[self.head]  # the same once more
             return False
         for name in pair - self.whole.keys():

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from artifacts.errors import ModelError
 from artifacts.kinds import Adapter, Checkpoint, Model, Quantized, base_of
-from tasks.lora import LoRA
+from tasks.lora import LoRA, whole_modules_problem
 from tasks.training.quantized import elements, load_quantized
 from tasks.training.targets import has_conv1d, target_names, tied_names, whole_names
 
@@ -101,6 +101,7 @@ def add_adapter(
     alpha: Any = lora.alpha
     whole, tied = whole_names(model, lora), tied_names(model)
     one = tied if tied and tied[1] in whole else None
+    biased = one is not None and model.get_output_embeddings().bias is not None  # which peft would leave out
     config = LoraConfig(
         task_type=task,
         r=lora.rank,
@@ -114,7 +115,7 @@ def add_adapter(
         fan_in_fan_out=has_conv1d(model),
     )
     model = get_peft_model(model, config, adapter_name=name)
-    if one and tied_names(model.get_base_model()) is None:
+    if one and (biased or tied_names(model.get_base_model()) is None):
         raise ModelError(f"lora.modules_to_save: {one[0]} and {one[1]} are one matrix, which peft can't keep so here")
     return model
 
@@ -151,13 +152,8 @@ def _plain(value: Any) -> Any:
 
 def require_matrices_only(model: Model) -> None:
     """Raise ModelError for an adapter beside which modules were trained whole."""
-    if not isinstance(model, Adapter):
-        return
-    if whole := json.loads((model.path / "adapter_config.json").read_text())["modules_to_save"]:
-        raise ModelError(
-            f"adapter {model.key[:12]} was trained with {', '.join(whole)} whole (modules_to_save), which can't go on "
-            "here; merge it and start from the merged checkpoint, or train it without"
-        )
+    if problem := whole_modules_problem(model):
+        raise ModelError(problem)
 
 
 def start_from(model: Any, adapter: Adapter) -> None:

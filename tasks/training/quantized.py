@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import ModelError
 from artifacts.kinds import Checkpoint, Quantized
-from tasks.training.weight_files import WeightFiles, transposed
+from tasks.training.weight_files import WeightFiles, skeleton, transposed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,9 @@ def load_quantized(checkpoint: Quantized, device: str, model_class: Any, **more:
 
     require_kernel(device)
     model = model_class.from_pretrained(checkpoint.path, dtype=torch.float32, device_map={"": device}, **more)
+    for parameter in model.parameters():  # transformers leaves these as the files have them
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
     for _, layer in quantized_layers(model):
         # On some CPUs an evaluation repacks the weights into a form that has no backward pass: later training then gets
         # no gradients, with a warning at most.
@@ -102,7 +105,7 @@ class Dequantised(Mapping[str, "Tensor"]):
     """A quantised checkpoint's weights, the 4-bit ones multiplied out, each as the unquantised checkpoint has it."""
 
     def __init__(self, checkpoint: Quantized) -> None:
-        self.files, self.turned = WeightFiles(checkpoint.path), transposed(checkpoint.original)
+        self.files, self.turned = WeightFiles(checkpoint.path), transposed(skeleton(checkpoint.original))
         self.quantised = {name.partition(STATE)[0] for name in self.files if STATE in name}
         """Names of the weights in 4 bits."""
 

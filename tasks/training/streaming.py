@@ -22,7 +22,7 @@ def streamed(checkpoint: Checkpoint, weights: Weights, device: str, adapter: Ada
 
     model = skeleton(checkpoint)
     names = {id(module): name for name, module in model.named_modules()}
-    embedding, head = embedding_and_head(checkpoint)
+    embedding, head = (f"{name}.weight" for name in embedding_and_head(model))
     places = {} if head in weights else {head: embedding}  # tied: the files have it once
     if adapter is not None:
         model = _with_adapter(model, adapter, device)

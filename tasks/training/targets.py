@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from artifacts.errors import ModelError
-from tasks.lora import LoRA
+from tasks.lora import VANISH, LoRA
 from tasks.shape import layer_number, named
+from tasks.training.weight_files import embedding_and_head
 
 
 def target_names(model: Any, lora: LoRA) -> list[str]:
@@ -48,27 +49,30 @@ def whole_names(model: Any, lora: LoRA) -> list[str]:
     if not lora.modules_to_save:
         return []
     modules = {name: module for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    own = [name for name, module in modules.items() if any(True for _ in module.parameters(recurse=False))]
     found: list[str] = []
     for wanted in lora.modules_to_save:
         matching = [name for name in modules if named(name, wanted)]
         if not matching:
-            plain = sorted({name.rsplit(".", 1)[-1] for name in modules if layer_number(name) is None} - {""})
+            plain = sorted({name.rsplit(".", 1)[-1] for name in own if layer_number(name) is None})
             raise ModelError(
                 f"lora.modules_to_save: no module is named {wanted!r}; outside its layers this base has "
                 f"{', '.join(plain)}"
             )
         found += matching
     for name in found:
+        if inner := next((other for other in found if other.startswith(f"{name}.")), None):
+            raise ModelError(
+                f"lora.modules_to_save: {inner} is in {name}, which trains whole as it is; name one of them"
+            )
         if inner := next((target for target in target_names(model, lora) if f"{target}.".startswith(f"{name}.")), None):
             raise ModelError(
                 f"lora.modules_to_save: {name} can't train whole, since {inner} gets an adapter; leave it out of "
                 "lora.target_modules"
             )
-        if any(parameter.dtype != torch.float32 for parameter in modules[name].parameters()):
-            raise ModelError(
-                f"lora.modules_to_save: wanted {name} in float32, since small updates vanish in half precision; take "
-                "a base with `dtype: float32`, or a quantised one, which keeps its embeddings so"
-            )
+        if other := next((p.dtype for p in modules[name].parameters() if p.dtype != torch.float32), None):
+            got = "half precision" if other.itemsize == 2 else "4 bits"
+            raise ModelError(f"lora.modules_to_save: wanted {name} in float32, got {got}{VANISH}")
     one = tied_names(model)
     return sorted({one[1] if one and name in one else name for name in found})
 
@@ -76,7 +80,4 @@ def whole_names(model: Any, lora: LoRA) -> list[str]:
 def tied_names(model: Any) -> tuple[str, str] | None:
     """Names of the embeddings and the head, where these are one matrix."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None or head.weight is not embedding.weight:
-        return None
-    names = {id(module): name for name, module in model.named_modules()}
-    return names[id(embedding)], names[id(head)]
+    return None if head is None or head.weight is not embedding.weight else embedding_and_head(model)

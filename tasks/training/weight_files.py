@@ -59,16 +59,23 @@ def write_like(checkpoint: Checkpoint, weights: Weights, out: Path) -> None:
     there = WeightFiles(checkpoint.path)
     if added := sorted(weights.keys() - there.keys()):
         there.shards[max(there.shards)] += added
-        _add_to_index(out / INDEX, max(there.shards), added)
+        _add_to_index(out / INDEX, max(there.shards), {name: weights[name] for name in added})
     for name, names in there.shards.items():
         save_file({each: weights[each].contiguous() for each in names}, out / name, metadata={"format": "pt"})
 
 
-def _add_to_index(index: Path, file: str, names: list[str]) -> None:
+def _add_to_index(index: Path, file: str, added: Weights) -> None:
     """A model in one file has no index."""
     if index.exists():
         content = json.loads(index.read_text())
-        content["weight_map"] |= dict.fromkeys(names, file)
+        content["weight_map"] |= dict.fromkeys(added, file)
+        totals = {
+            "total_size": sum(tensor.nbytes for tensor in added.values()),
+            "total_parameters": sum(tensor.numel() for tensor in added.values()),
+        }
+        content["metadata"] |= {
+            name: content["metadata"][name] + more for name, more in totals.items() if name in content["metadata"]
+        }
         index.write_text(json.dumps(content, indent=2, sort_keys=True))
 
 
@@ -82,18 +89,14 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def transposed(checkpoint: Checkpoint) -> frozenset[str]:
+def transposed(model: Any) -> frozenset[str]:
     """Names of the weights that are kept as (inputs, outputs): those of GPT-2's Conv1D."""
     from transformers.pytorch_utils import Conv1D
 
-    modules = skeleton(checkpoint).named_modules()
-    return frozenset(f"{name}.weight" for name, module in modules if isinstance(module, Conv1D))
+    return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D))
 
 
-def embedding_and_head(checkpoint: Checkpoint) -> tuple[str, str]:
-    """Names of the two weights over the vocabulary, which may be one matrix."""
-    model = skeleton(checkpoint)
+def embedding_and_head(model: Any) -> tuple[str, str]:
+    """Names of the two modules over the vocabulary, whose weights may be one matrix."""
     names = {id(module): name for name, module in model.named_modules()}
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
-    embedding, head = (f"{names[id(module)]}.weight" for module in ends)
-    return embedding, head
+    return names[id(model.get_input_embeddings())], names[id(model.get_output_embeddings())]

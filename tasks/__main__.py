@@ -19,10 +19,7 @@ from pathlib import Path
 
 from artifacts.errors import (
     AlignError,
-    InterruptedStage,
-    OutOfMemoryError,
     StageError,
-    UserError,
     ran_out_of_memory,
 )
 from tasks.job import Job
@@ -60,7 +57,7 @@ def main(argv: list[str]) -> int:
         status = known.exit_status if isinstance(known, AlignError) else 1
         name = type(known).__name__
         message = str(known) if isinstance(known, AlignError) else f"{name}: {known}"
-        if not isinstance(known, (UserError, InterruptedStage, OutOfMemoryError)):
+        if not isinstance(known, AlignError) or (isinstance(known, StageError) and known.__cause__):
             traceback.print_exc()
         print(f"error: {message}", file=sys.stderr)  # noqa: T201
         with suppress(OSError):  # on a full disk the line above has to do

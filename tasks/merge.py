@@ -79,7 +79,7 @@ class Merge(Stage):
 
         rows = (load_rows(self.data, "test") or load_rows(self.data, "train"))[: self.prompts]
         if not rows:
-            raise DataError("merge: the data has no rows to verify the merge on")
+            raise DataError("the data has no rows to verify the merge on")
         check_base(self.adapter)
         base, target = self.adapter.base, unquantized(self.adapter.base)
         weights: Weights = WeightFiles(target.path)
@@ -136,7 +136,7 @@ class Merge(Stage):
         """Raise StageError unless the merge is base plus adapter up to float32's rounding."""
         if merged.max_logit > self.tolerance:
             raise StageError(
-                f"merge: merged logits differ by {merged.max_logit:.3g} from base plus adapter, wanted at most "
+                f"merged logits differ by {merged.max_logit:.3g} from base plus adapter, wanted at most "
                 f"{self.tolerance:.3g}; the adapter may not belong to this base"
             )
 
@@ -145,14 +145,14 @@ class Merge(Stage):
         across = isinstance(self.adapter.base, Quantized) and self.into == "original"
         share = self.max_kl_share or (ACROSS if across else EXACT)
         if untuned.kl < NOTHING:
-            raise StageError("merge: the adapter changes nothing: its logits are the base's; was it trained?")
+            raise StageError("the adapter changes nothing: its logits are the base's; was it trained?")
         if merged.kl > share * untuned.kl:
             cause, remedy = (
                 ("the step to the unquantised weights", "set `into: dequantised`") if across
                 else ("rounding to the base's dtype", "take a base in float32")
             )  # fmt: skip
             raise StageError(
-                f"merge: {cause} lost the tuning: KL {merged.kl:.3g} of {untuned.kl:.3g} nats a token, wanted at most "
+                f"{cause} lost the tuning: KL {merged.kl:.3g} of {untuned.kl:.3g} nats a token, wanted at most "
                 f"{share:.0%}; {remedy}"
             )
 

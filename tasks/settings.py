@@ -87,7 +87,9 @@ class Training(Optimizing):
         if shape is None:
             return 512 << 20
         trained = self.trained(shape) or shape.parameters // 10
-        return 4 * trained + 3 * (4 + self.moment_bytes()) * trained + (64 << 20)  # the output; checkpoints
+        lora = self.lora_settings()
+        weights = 8 if lora is not None and lora.modules_to_save else 4  # embeddings that are the head go out twice
+        return weights * trained + 3 * (weights + self.moment_bytes()) * trained + (64 << 20)  # the output; checkpoints
 
     def trained(self, shape: ModelShape) -> int | None:
         """How many parameters receive gradients; None while the adapter to start from does not exist."""

@@ -1,8 +1,7 @@
-"""Adopt: an adapter that was trained elsewhere, as the output of a stage, so that one's own SFT can be branched from.
+"""Adopt: what was tuned elsewhere, as the output of a stage, so that one's own SFT can be branched from.
 
-Its bytes are its identity. It is read into the base tensor by tensor, so that nothing is missing, left over or of
-another shape, and written as our own stages write adapters. (A complete model that was tuned elsewhere needs no
-adopting: it is a `base`.)
+Its bytes are its identity. It is held against the base tensor by tensor, so that nothing is missing, left over or of
+another shape, and written as our own stages write what they train.
 """
 
 from __future__ import annotations
@@ -19,15 +18,18 @@ from artifacts.errors import ModelError
 from artifacts.fingerprint import FileDigests, tree_digest
 from artifacts.kinds import Adapter, Artifact, Checkpoint
 from tasks.context import Context
+from tasks.shape import ModelShape
 from tasks.sources import locate, split_hub
 from tasks.stage import Stage
+from tasks.training.model_files import TOKENIZER_FILES
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+COMPLETE = ("config.json", "*.safetensors", *TOKENIZER_FILES)
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Adopt(Stage):
-    """An adapter on `base`, from a folder in peft's form or from the hub."""
+    """An adapter on `base`, in peft's form, or a complete model tuned from it, in transformers'."""
 
     seeded: ClassVar[bool] = False
     outside: ClassVar[frozenset[str]] = frozenset({"source"})
@@ -36,27 +38,51 @@ class Adopt(Stage):
     """What it was trained on."""
     source: str = Field(min_length=1)
     """A folder with adapter_config.json and adapter_model.safetensors, or a hub id."""
+    complete: bool = False
+    """Whether it is a complete model, a folder with config.json and weights in safetensors."""
 
     def output(self, key: str, path: Path) -> Artifact:
+        if self.complete:
+            return Checkpoint(key=key, path=path)
         return Adapter(key=key, path=path, base=self.base)
 
     def locate(self, folders: Sequence[Path]) -> Self:
         found = locate(self.source, folders, repo="model")
         if not found.startswith("hub:"):
-            _check_usable(Path(found))
+            self._check_usable(Path(found))
         return self.model_copy(update={"source": found})
 
     def content(self, digests: FileDigests) -> dict[str, Any]:
         if self.source.startswith("hub:"):
             return {"source": self.source}
         folder = Path(self.source)
-        return {"source": {"folder": tree_digest(folder, [folder / name for name in FILES], digests)}}
+        files = sorted({file for pattern in self._patterns() for file in folder.glob(pattern)})
+        return {"source": {"folder": tree_digest(folder, files, digests)}}
+
+    def disk_bytes(self) -> int:
+        shape = ModelShape.of(self.base)
+        if not self.complete or shape is None:
+            return super().disk_bytes()
+        return shape.parameters * shape.bytes_each
 
     def run(self, ctx: Context) -> dict[str, float]:
+        folder = self._folder()
+        return self._adopt_complete(folder, ctx) if self.complete else self._adopt_adapter(folder, ctx)
+
+    def _adopt_complete(self, folder: Path, ctx: Context) -> dict[str, float]:
+        from tasks.training.adopting_complete import Tuned
+        from tasks.training.weight_files import write_like
+
+        tuned = Tuned(self.base, folder)
+        write_like(self.base, tuned, ctx.out)
+        count = sum(tuned.theirs[name].numel() for name in tuned)
+        ctx.say(f"adopted {count:,} parameters")
+        return {"model/parameters": float(count)}
+
+    def _adopt_adapter(self, folder: Path, ctx: Context) -> dict[str, float]:
         from tasks.training.adopting import fitted
         from tasks.training.models import parameter_counts, save_adapter
 
-        folder = _folder(self.source)
         config = json.loads((folder / FILES[0]).read_text())
         _check_base(str(config.get("base_model_name_or_path")), self.base, ctx)
         model = fitted(self.base, folder, config)
@@ -65,27 +91,32 @@ class Adopt(Stage):
         ctx.say(f"adopted {count:,} parameters, rank {config['r']}")
         return {"model/parameters": float(count)}
 
+    def _patterns(self) -> tuple[str, ...]:
+        return COMPLETE if self.complete else FILES
 
-def _check_usable(folder: Path) -> None:
-    if not folder.is_dir() or not (folder / FILES[0]).exists():
-        raise ModelError(
-            f"source: {folder} has no {FILES[0]}; wanted a folder that peft saved (a complete model is a `base`)"
-        )
-    if not (folder / FILES[1]).exists():
-        pickled = (folder / "adapter_model.bin").exists()
-        more = ", only a pickle, which runs code when it is loaded; convert it to safetensors first" if pickled else ""
-        raise ModelError(f"source: {folder} has no {FILES[1]}{more}")
+    def _folder(self) -> Path:
+        if not self.source.startswith("hub:"):
+            return Path(self.source)
+        from huggingface_hub import snapshot_download
 
+        identity, commit = split_hub(self.source)
+        folder = Path(snapshot_download(identity, revision=commit, allow_patterns=list(self._patterns())))
+        self._check_usable(folder)
+        return folder
 
-def _folder(source: str) -> Path:
-    if not source.startswith("hub:"):
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    identity, commit = split_hub(source)
-    folder = Path(snapshot_download(identity, revision=commit, allow_patterns=list(FILES)))
-    _check_usable(folder)
-    return folder
+    def _check_usable(self, folder: Path) -> None:
+        """Raise ModelError for a folder that is not of the kind that was said."""
+        config, weights = ("config.json", "*.safetensors") if self.complete else FILES
+        if self.complete and (folder / FILES[0]).exists():
+            raise ModelError(f"source: {folder} holds an adapter; leave `complete` out")
+        if not (folder / config).exists():
+            hint = "; for a complete model set `complete: true`" if (folder / "config.json").exists() else ""
+            writer = "transformers" if self.complete else "peft"
+            raise ModelError(f"source: {folder} has no {config}; wanted a folder that {writer} saved{hint}")
+        if not any(folder.glob(weights)):
+            pickled = any(folder.glob("*.bin"))
+            more = ", only a pickle, which runs code when it is loaded; convert it to safetensors first"
+            raise ModelError(f"source: {folder} has no {weights}{more if pickled else ''}")
 
 
 def _check_base(named: str, base: Checkpoint, ctx: Context) -> None:

@@ -57,7 +57,9 @@ def save_trained(model: Any, start: Model, out: Path, name: str = "default") -> 
 
 def save_whole(model: Any, start: Checkpoint, out: Path) -> None:
     """Complete weights with the tokenizer and chat template of `start`."""
-    dtype = str(load_config(start).dtype or "float32").removeprefix("torch.")
+    config = load_config(start)
+    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    model.config.use_cache = config.use_cache  # which training turns off
     save_weights(model, out, dtype)
     copy_companions(start.path, out)
 

@@ -73,6 +73,22 @@ def test_an_alias_that_moves_is_looked_up_again_and_its_version_is_fetched_once(
     assert capsys.readouterr().err.count("fetching") == 2
 
 
+def test_a_whole_model_is_a_base_or_adopted_by_where_mlflow_has_it(server, tiny_llama, write_recipe, store):
+    run = server.make("theirs", "merge", {})
+    server.client.log_artifacts(run, str(tiny_llama.path), "model")
+    server.client.set_terminated(run)
+
+    def keys(source: str) -> list[str]:
+        recipe = {"stages": {
+            "base": {"uses": "base", "source": source},
+            "theirs": {"uses": "adopt", "base": "base", "source": source, "complete": True},
+        }}  # fmt: skip
+        plan = plan_of(write_recipe(recipe), None, None, store, until=None, strict_env=False)
+        return [planned.key for planned in plan.stages]
+
+    assert keys(f"runs:/{run}/model") == keys(str(tiny_llama.path))
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

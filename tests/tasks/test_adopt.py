@@ -95,7 +95,9 @@ def test_one_that_does_not_fit_is_refused(kitchen, base, copy, change, said):
 
 
 def test_what_is_no_adapter_is_refused_before_anything_runs(kitchen, base, sft, tmp_path):
-    with pytest.raises(ModelError, match=r"has no adapter_config.json; wanted a folder that peft saved"):
+    with pytest.raises(
+        ModelError, match=r"has no adapter_config.json; wanted a folder that peft saved; for a complete"
+    ):
         kitchen.stage("adopt", base=base.handle, source=str(base.handle.path))
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.bin").write_bytes(b"")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -26,15 +24,17 @@ from artifacts.errors import AlignError, StageError, UserError  # noqa: E402
 from artifacts.store import Store  # noqa: E402
 from flows.caching import StageKey  # noqa: E402
 from flows.ephemeral import guard_ephemeral_servers  # noqa: E402
-from flows.execute import StageResult, execute, found, missing  # noqa: E402
+from flows.execute import StageResult, execute, found  # noqa: E402
 from flows.lost import end_all_lost, tell_prefect  # noqa: E402
-from flows.planning import plan_of  # noqa: E402
+from flows.planning import Wanted, plan_of  # noqa: E402
 from flows.records import RunRecord  # noqa: E402
+from flows.schedule import Schedule  # noqa: E402
 from flows.summary import conclude  # noqa: E402
 from flows.tracking import Tracker  # noqa: E402
 from flows.watch import Watcher, watcher  # noqa: E402
 from pipelines.plan import Plan, Planned  # noqa: E402
 from pipelines.reasons import verdicts  # noqa: E402
+from pipelines.sweep import MOST_BRANCHES  # noqa: E402
 
 
 @flow(name="align", validate_parameters=True, persist_result=False)
@@ -45,6 +45,9 @@ def align(
     until: str | None = None,
     strict_env: bool = False,
     offline_tracking: bool = False,
+    sweep: dict[str, list[Any]] | None = None,
+    max_branches: int = MOST_BRANCHES,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Run a recipe's stages in order, each from the cache if nothing that it depends on has changed.
 
@@ -55,12 +58,20 @@ def align(
         until: Stop after this stage.
         strict_env: Let library versions count as part of every stage's identity.
         offline_tracking: Do not talk to MLflow now; `align sync` sends everything later.
+        sweep: Fields with several values, such as {"dpo.beta": [0.1, 0.3]}: one branch for each.
+        max_branches: More are refused.
+        jobs: How many stages may run at the same time.
     """
+    if jobs < 1:
+        raise UserError(f"jobs: wanted 1 or more, got {jobs}")
     guard_ephemeral_servers()
     watch = watcher()
     watch.logger = _logger(watch)
     store = Store(align_home())
-    plan = plan_of(Path(recipe), overrides, execution, store, until=until, strict_env=strict_env)
+    wanted = Wanted(
+        Path(recipe), overrides or {}, execution or {}, sweep or {}, max_branches, until=until, strict_env=strict_env
+    )
+    plan = plan_of(wanted, store)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
     for label, verdict in verdicts(plan, store).items():
         if verdict.drift and verdict.cached:
@@ -81,7 +92,8 @@ def align(
 
     recorded()
     try:
-        errors = _run_all(plan, store, tracker, watch, results, recorded)
+        schedule = Schedule(plan, results, watch)
+        errors = schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, watch), jobs, recorded)
     except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
         tracker.end("KILLED", recorded().stages)
         raise
@@ -93,42 +105,15 @@ def align(
     return record.as_dict()
 
 
-def _run_all(
-    plan: Plan, store: Store, tracker: Tracker, watch: Watcher, results: dict[str, StageResult],
-    after_each: Callable[[], object],
-) -> list[AlignError]:  # fmt: skip
-    """Every stage whose inputs are there, into `results`; a wrong input ends the run, a failure only its descendants.
-
-    Gives the errors.
-    """
-    errors: list[AlignError] = []
-    for planned in plan.stages:
-        lacking = [label for label in planned.needs if results[label].path is None]
-        if lacking or any(isinstance(error, UserError) for error in errors):
-            reason = f"{', '.join(lacking)} has no output" if lacking else "the run ended before it"
-            results[planned.label] = missing(planned, "skipped", reason)
-            continue
-        started = time.monotonic()
-        try:
-            result = _run_stage(planned, plan, store, tracker, watch)
-        except (AlignError, OSError) as error:
-            errors.append(error if isinstance(error, AlignError) else StageError(f"{planned.label}: {error}"))
-            result = missing(planned, "failed", str(errors[-1]), time.monotonic() - started)
-        results[planned.label] = result
-        after_each()
-        watch.stage(planned.label, result.status, result.error or f"{result.seconds:.0f} s")
-    return errors
-
-
 def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, watch: Watcher) -> StageResult:
-    """One Prefect task, named after the stage and cached under its key; called here, in the main thread.
+    """One Prefect task, named after the stage and cached under its key; called in the thread that this is.
 
     The task's result is a pointer. If Prefect answers from its cache, the store's manifest gives the line.
     """
     made: list[StageResult] = []
 
     def stage(key: str) -> dict[str, str]:
-        result = execute(planned, store, tracker, watch, seed=plan.recipe.seed, execution=plan.recipe.execution)
+        result = execute(planned, store, tracker, watch, seed=planned.seed, execution=plan.recipe.execution)
         made.append(result)
         return {"key": result.key, "digest": result.digest or ""}
 

@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import AlignError, UserError
 from flows.home import align_home, prepare_services
+
+if TYPE_CHECKING:
+    from flows.planning import Wanted
 
 INTERRUPTED = 130
 
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     run = _recipe_verb(verbs, "run", _run, "run a recipe; what is cached is not run again")
     run.add_argument("--quiet", action="store_true", help="no progress, only the table at the end")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="stages at the same time (1)")
     run.add_argument("--offline-tracking", action="store_true", help="leave MLflow alone; `align sync` sends it later")
     plan = _recipe_verb(verbs, "plan", _plan, "what a run would do, and why; runs nothing")
     plan.add_argument("--why", metavar="STAGE", help="only this stage, with every difference")
@@ -86,10 +90,12 @@ def _parser() -> argparse.ArgumentParser:
 def _recipe_verb(verbs: Any, name: str, verb: Any, help_text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=help_text)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as pipelines/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="stage.field=value", help="fields that differ from the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="stage.field=value",
+                        help="fields that differ from the recipe; a|b makes a branch for each value")  # fmt: skip
     parser.add_argument("--exec", action="append", default=[], metavar="NAME=VALUE", dest="execution",
                         help="how to run, such as threads=2; never changes a result")  # fmt: skip
     parser.add_argument("--until", metavar="STAGE", help="this stage and what it needs, no more")
+    parser.add_argument("--yes", action="store_true", help="make more than 16 branches")
     parser.add_argument("--strict-env", action="store_true", help="let library versions count as part of the keys")
     parser.add_argument("--json", action="store_true", help="one object on standard output, all else on standard error")
     parser.set_defaults(verb=verb)
@@ -99,34 +105,25 @@ def _recipe_verb(verbs: Any, name: str, verb: Any, help_text: str) -> argparse.A
 def _run(args: argparse.Namespace) -> int:
     from flows.run import run_recipe
 
-    return run_recipe(
-        args.recipe,
-        *_given(args),
-        until=args.until,
-        strict_env=args.strict_env,
-        offline=args.offline_tracking,
-        as_json=args.json,
-        quiet=args.quiet,
-    )
+    return run_recipe(_wanted(args), jobs=args.jobs, offline=args.offline_tracking, as_json=args.json, quiet=args.quiet)
 
 
 def _plan(args: argparse.Namespace) -> int:
     from flows.planning import show_plan
 
-    return show_plan(
-        args.recipe,
-        *_given(args),
-        until=args.until,
-        strict_env=args.strict_env,
-        as_json=args.json,
-        why=args.why,
-    )
+    return show_plan(_wanted(args), as_json=args.json, why=args.why)
 
 
-def _given(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    from pipelines.recipe import parse_assignments
+def _wanted(args: argparse.Namespace) -> Wanted:
+    from flows.planning import Wanted
+    from pipelines.assignments import parse_assignments, parse_overrides
+    from pipelines.sweep import MOST_BRANCHES
 
-    return parse_assignments(args.overrides, "override"), parse_assignments(args.execution, "--exec")
+    overrides, sweep = parse_overrides(args.overrides)
+    return Wanted(
+        args.recipe, overrides, parse_assignments(args.execution, "--exec"), sweep,
+        sys.maxsize if args.yes else MOST_BRANCHES, args.until, args.strict_env,
+    )  # fmt: skip
 
 
 def _runs(args: argparse.Namespace) -> int:

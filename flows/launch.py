@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_":
 GRACE_S = 10.0
 """How long a trainer that is asked to end may take to save."""
 ROOT = Path(__file__).resolve().parent.parent
+RUNNING: set[int] = set()
+"""The trainers of this process, by the number of their process group."""
 
 
 def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
     """Run a job to its end and give its `result.json`; raises what the stage raised.
 
-    The child inherits the lock's descriptor, dies with this process (which must call from its main thread, since the
-    kernel's signal follows the thread), and is ended with all its own children on any way out of here.
+    The child inherits the lock's descriptor, dies with this process (in fact with the thread that calls, which the
+    kernel's signal follows), and is ended with all its own children on any way out of here.
     """
     job.draft.mkdir(parents=True, exist_ok=True)
     path = job.draft / "job.json"
@@ -42,6 +45,7 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
             errors="replace", cwd=ROOT, env={**KEEP_MEMORY, **os.environ, "ALIGN_EVENTS": "1", "PYTHONUNBUFFERED": "1"},
             start_new_session=True, pass_fds=(lock,), preexec_fn=_die_with_parent,
         )  # fmt: skip
+        RUNNING.add(process.pid)
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -53,11 +57,23 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
             _ask(process)
             raise
         finally:
+            RUNNING.discard(process.pid)
             _end(process)
     if process.returncode == -signal.SIGKILL and witness.killed_for_memory(process.pid):
         error = job.out_of_memory("killed for memory by the kernel", usage.ru_maxrss * 1024)
         raise OutOfMemoryError(f"{label}: {error}")
     return _result(job, label, process.returncode, said)
+
+
+def end_trainers() -> None:
+    """Ask all that run to end, and kill those that take too long; whoever waits for them hears it from them."""
+    deadline = time.monotonic() + GRACE_S
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for group in list(RUNNING):
+            with suppress(ProcessLookupError):
+                os.killpg(group, number)
+        while RUNNING and number == signal.SIGTERM and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def _die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,38 @@ from pipelines.plan import Plan, make_plan
 from pipelines.problems import did_you_mean
 from pipelines.reasons import Verdict, verdicts
 from pipelines.recipe import load_recipe
+from pipelines.sweep import MOST_BRANCHES, Sweep
 
 
-def plan_of(
-    recipe: Path, overrides: Mapping[str, Any] | None, execution: Mapping[str, Any] | None, store: Store, *,
-    until: str | None, strict_env: bool,
-) -> Plan:  # fmt: skip
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks for: a recipe, what differs from it, and how far to go."""
+
+    recipe: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    execution: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Sweep = field(default_factory=dict)
+    max_branches: int = MOST_BRANCHES
+    until: str | None = None
+    strict_env: bool = False
+
+
+def plan_of(wanted: Wanted, store: Store) -> Plan:
     """The plan of a recipe; raises UserError for all that is wrong with it."""
-    loaded = fetched(load_recipe(recipe, overrides, execution), store.home)
-    return make_plan(loaded, store, strict_env=strict_env).until(until)
+    recipe = load_recipe(wanted.recipe, wanted.overrides, wanted.execution, wanted.sweep, wanted.max_branches)
+    return make_plan(fetched(recipe, store.home), store, strict_env=wanted.strict_env).until(wanted.until)
 
 
-def show_plan(
-    recipe: Path, overrides: Mapping[str, Any], execution: Mapping[str, Any], *,
-    until: str | None, strict_env: bool, as_json: bool, why: str | None,
-) -> int:  # fmt: skip
+def show_plan(wanted: Wanted, *, as_json: bool, why: str | None) -> int:
     """Print the plan; changes nothing but the memory of file digests and what is fetched."""
     store = Store(align_home())
-    plan = plan_of(recipe, overrides, execution, store, until=until, strict_env=strict_env)
+    plan = plan_of(wanted, store)
     found = verdicts(plan, store)
     if why is not None:
         return _why(plan, found, why)
     stages = [_line(plan, label, verdict) for label, verdict in found.items()]
     if as_json:
-        print(json.dumps({"recipe": str(recipe), "stages": stages}))
+        print(json.dumps({"recipe": str(wanted.recipe), "stages": stages}))
     else:
         print(plan_table(stages))
     return 0

@@ -7,25 +7,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import AlignError, StageError, UserError
 from artifacts.store import Store
 from flows.home import align_home
-from flows.planning import plan_of
+from flows.planning import Wanted, plan_of
 from flows.watch import WATCHER, TerminalWatcher, Watcher
 
 
-def run_recipe(
-    recipe: Path, overrides: Mapping[str, Any], execution: Mapping[str, Any], *,
-    until: str | None, strict_env: bool, offline: bool, as_json: bool, quiet: bool,
-) -> int:  # fmt: skip
+def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet: bool) -> int:
     """Run a recipe; what is wrong with it is found before Prefect is even imported."""
     home = align_home()
     store = Store(home)
-    plan = plan_of(recipe, overrides, execution, store, until=until, strict_env=strict_env)
+    plan = plan_of(wanted, store)
     store.check_writable(0)
     watcher = Watcher() if quiet else TerminalWatcher()
     WATCHER.set(watcher)
@@ -40,7 +36,10 @@ def run_recipe(
     prefect_left = False
     with watcher.showing() if isinstance(watcher, TerminalWatcher) else _nothing():
         try:
-            align(str(recipe), dict(overrides), dict(execution), until, strict_env, offline)
+            align(
+                str(wanted.recipe), dict(wanted.overrides), dict(wanted.execution), wanted.until, wanted.strict_env,
+                offline, {name: list(values) for name, values in wanted.sweep.items()}, wanted.max_branches, jobs,
+            )  # fmt: skip
         except AlignError as error:
             failure = error
         except HTTPError as error:  # Prefect's

@@ -20,7 +20,7 @@ from mlflow.entities import Metric, RunTag
 from artifacts.locking import held
 from artifacts.syncing import write_whole
 from flows.mlflow_server import MlflowServer
-from flows.points import numbers
+from flows.points import accepted, numbers
 from flows.sent import Sent
 from flows.tracked_stage import open_run, read_by
 from pipelines.plan import Plan
@@ -97,7 +97,8 @@ class TrackedRun:
             return
         self._send_files(server, run)
         tags = [RunTag(NOTE_TAG, note(server.experiment(facts["experiment"]), stages, facts)[:NOTE_LIMIT])]
-        tags += [RunTag(f"align.stage.{one['name']}", one["mlflow_run_id"]) for one in stages if one["mlflow_run_id"]]
+        links = {accepted(f"align.stage.{one['name']}"): one["mlflow_run_id"] for one in stages}
+        tags += [RunTag(name, linked) for name, linked in links.items() if linked]
         at = int(self._facts.stat().st_mtime * 1000)
         points = [Metric(name, value, at, 0) for name, value in numbers(facts["metrics"]).items()]
         server.client.log_batch(run, metrics=points, tags=tags)

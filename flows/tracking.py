@@ -14,6 +14,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
+from artifacts.errors import InterruptedStage
 from artifacts.store import Store
 from flows.courier import Courier
 from flows.elsewhere import fetch
@@ -71,7 +72,8 @@ class Tracker:
             yield
             status = "FINISHED"
         except BaseException as error:  # no Exception: Ctrl-C, or Prefect's own, for a flow run that was cancelled
-            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            ended = isinstance(error, InterruptedStage) or not isinstance(error, Exception)
+            status = "KILLED" if ended else "FAILED"
             raise
         finally:
             self._carry(stage, status)

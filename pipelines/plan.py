@@ -14,6 +14,7 @@ from artifacts.store import Store
 from pipelines.problems import Problems, did_you_mean
 from pipelines.recipe import Recipe
 from pipelines.wiring import check_stages, ordered
+from tasks.context import Execution
 from tasks.stage import Stage
 
 KEY_SCHEMA = 1
@@ -29,6 +30,7 @@ class Planned:
     key: str
     payload: dict[str, Any]
     """What the key is the digest of."""
+    seed: int
     handle: Artifact
     needs: tuple[str, ...]
 
@@ -44,14 +46,14 @@ class Plan:
         return next(planned for planned in self.stages if planned.label == label)
 
     def until(self, label: str | None) -> Plan:
-        """The stages that `label` needs, and itself."""
+        """The stages that `label` needs, and itself; of a swept one all branches, unless one is named."""
         if label is None:
             return self
         names = [planned.label for planned in self.stages]
-        if label not in names:
-            raise UserError(f"--until: no stage is named {label!r}" + did_you_mean(label, names))
         wanted: set[str] = set()
-        todo = [label]
+        todo = [name for name in names if name == label or name.startswith(f"{label}@")]
+        if not todo:
+            raise UserError(f"--until: no stage is named {label!r}" + did_you_mean(label, names))
         while todo:
             wanted.add(current := todo.pop())
             todo.extend(self[current].needs)
@@ -74,11 +76,12 @@ def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False) -> Plan
         if problem := stage.input_problem():
             problems.add(label, problem)
         uses = recipe.stages[label]["uses"]
-        payload = _payload(stage, uses, recipe, store, strict_env)
+        seed = recipe.seed_of(label)
+        payload = _payload(stage, uses, seed, recipe.execution, store, strict_env)
         key = digest(payload)
         handle = stage.output(key, store.folder(uses, key) / "out")
         needs = tuple(dict.fromkeys(wiring[label].values()))
-        planned[label] = Planned(label, uses, stage, key, payload, handle, needs)
+        planned[label] = Planned(label, uses, stage, key, payload, seed, handle, needs)
     problems.raise_if_any()
     store.digests.save()
     return Plan(recipe, tuple(planned.values()))
@@ -98,7 +101,9 @@ def _located(recipe: Recipe, stages: Mapping[str, Stage]) -> dict[str, Stage]:
     raise (type(errors[0]) if same else UserError)("\n".join(map(str, errors)))
 
 
-def _payload(stage: Stage, uses: str, recipe: Recipe, store: Store, strict_env: bool) -> dict[str, Any]:
+def _payload(
+    stage: Stage, uses: str, seed: int, execution: Execution, store: Store, strict_env: bool
+) -> dict[str, Any]:
     payload: dict[str, Any] = {
         "schema": KEY_SCHEMA,
         "uses": uses,
@@ -108,8 +113,8 @@ def _payload(stage: Stage, uses: str, recipe: Recipe, store: Store, strict_env: 
         "content": stage.content(store.digests),
     }
     if stage.seeded:
-        payload["seed"] = recipe.seed
-    if (micro_batch := stage.keyed_micro_batch(recipe.execution)) is not None:
+        payload["seed"] = seed
+    if (micro_batch := stage.keyed_micro_batch(execution)) is not None:
         payload["micro_batch"] = micro_batch
     if strict_env:
         payload["versions"] = library_versions()

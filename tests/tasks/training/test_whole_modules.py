@@ -160,6 +160,33 @@ def test_embeddings_that_left_the_head_are_two_matrices_after_the_merge(kitchen,
     assert torch.allclose(logits(plain), logits(load_model(adopted.handle, "cpu")), atol=1e-4)
 
 
+def test_a_gpt2_whose_embeddings_peft_did_not_tie_though_it_was_asked_merges_as_it_answers(kitchen, tmp_path):
+    """It knows embeddings by two names, of which `wte` is none: it warns, and they leave the head."""
+    from peft import LoraConfig, get_peft_model
+
+    base = kitchen.make("base", source="builtin:tiny-gpt2").handle
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, modules_to_save=["wte"],
+                        ensure_weight_tying=True, fan_in_fan_out=True, task_type="CAUSAL_LM")  # fmt: skip
+    with pytest.warns(UserWarning, match="ensure_weight_tying"):
+        theirs = get_peft_model(load_model(base, "cpu"), config)
+    moved = torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], lr=0.5)
+    ids = torch.arange(5, 25)[None]
+    for _ in range(3):
+        moved.zero_grad()
+        theirs(ids, labels=ids).loss.backward()
+        moved.step()
+    theirs.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    adopted = kitchen.make("adopt", base=base, source=str(tmp_path / "theirs"))
+    rows = kitchen.make("data", base=base, form="demonstrations", source="instructions.jsonl", limit=8,
+                        template="alpaca")  # fmt: skip
+    merged = kitchen.make("merge", adapter=adopted.handle, data=rows.handle)
+    plain = AutoModelForCausalLM.from_pretrained(merged.handle.path)
+    was = load_file(base.path / "model.safetensors")["transformer.wte.weight"]
+    assert torch.equal(plain.lm_head.weight, was) and not torch.equal(plain.transformer.wte.weight, was)
+    assert torch.allclose(logits(plain), logits(theirs), atol=1e-4)
+
+
 def test_an_adapter_that_trained_what_the_base_lacks_is_refused(kitchen, base, apart):
     tensors = load_file(apart / ADAPTER_FILE)
     tensors[f"{PREFIX}model.embed_tokens.weight"] = tensors[f"{PREFIX}model.embed_tokens.weight"][:-1].clone()

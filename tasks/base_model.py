@@ -209,7 +209,10 @@ def _dequantised(path: Path) -> tuple[Any, Any]:
 
 
 def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
-    """Give the vocabulary `tokens`, and the model an average row for each; raises ModelError for one that it has."""
+    """Give the vocabulary `tokens`, and the model an average row for each.
+
+    Raises ModelError for a token that it has, and where ids have gaps.
+    """
     import torch
 
     vocabulary = tokenizer.get_vocab()
@@ -218,6 +221,11 @@ def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
     if not tokens:
         return
     old = sorted(set(vocabulary.values()))
+    if (gap := next((there for there, one in enumerate(old) if one != there), None)) is not None:
+        raise ModelError(
+            f"add_tokens: no token of the vocabulary has the id {gap}, though later ids are taken; tokenizers with "
+            "such gaps give a new token another id once they are saved and loaded. Use tokens that it has"
+        )
     tokenizer.add_tokens(list(tokens), special_tokens=True)
     new = tokenizer.convert_tokens_to_ids(list(tokens))
     if max(new) >= model.get_input_embeddings().num_embeddings:  # many a model has rows to spare

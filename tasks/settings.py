@@ -9,7 +9,7 @@ from pydantic import Field
 
 from artifacts.kinds import Adapter, Dataset, Model
 from tasks.context import Execution
-from tasks.lora import LoRA
+from tasks.lora import LoRA, whole_modules_problem
 from tasks.shape import ModelShape
 from tasks.stage import Estimate, Stage
 
@@ -88,7 +88,8 @@ class Training(Optimizing):
             return 512 << 20
         trained = self.trained(shape) or shape.parameters // 10
         lora = self.lora_settings()
-        weights = 8 if lora is not None and lora.modules_to_save else 4  # embeddings that are the head go out twice
+        whole = (lora is not None and lora.modules_to_save) or whole_modules_problem(self.start())
+        weights = 8 if whole else 4  # embeddings that are the head go out twice
         return weights * trained + 3 * (weights + self.moment_bytes()) * trained + (64 << 20)  # the output; checkpoints
 
     def trained(self, shape: ModelShape) -> int | None:

@@ -58,6 +58,23 @@ def test_every_name_of_the_same_files_is_the_same_key(server, run, key_of, tmp_p
     assert {key_of(name) for name in names} == {key_of(str(tmp_path / "first"))}
 
 
+def test_a_base_may_be_there_too_under_every_name(server, tiny_llama, write_recipe, store):
+    run = server.make("theirs", "pretraining", {})
+    server.client.log_artifacts(run, str(tiny_llama.path), "output")
+    server.client.set_terminated(run)
+    server.client.create_registered_model("small")
+    server.client.create_model_version("small", f"runs:/{run}/output", run)
+    server.client.set_registered_model_alias("small", "good", "1")
+    names = [str(tiny_llama.path), f"runs:/{run}/output", "models:/small/1", "models:/small@good"]
+    keys = set()
+    for name in names:
+        recipe = write_recipe({"stages": {"base": {"uses": "base", "source": name}}})
+        plan = plan_of(recipe, None, None, store, until=None, strict_env=False)
+        keys.add(plan["base"].key)
+    assert len(keys) == 1
+    assert Path(plan["base"].stage.source).is_relative_to(store.home / "fetched")
+
+
 def test_an_alias_that_moves_is_looked_up_again_and_its_version_is_fetched_once(
     server, run, key_of, tiny_llama, tmp_path, capsys
 ):

@@ -200,12 +200,13 @@ def test_the_loss_that_training_calls_is_the_one_in_the_stages_file(uses, kitche
     assert tripled.metrics["train/loss"] == pytest.approx(3 * plain.metrics["train/loss"], rel=1e-5)
 
 
-def test_kto_on_one_label_only_is_refused_before_it_trains(kitchen, sft, base, tmp_path):
-    rows = tmp_path / "liked.jsonl"
-    rows.write_text("".join(f'{{"prompt": "Say {i}.", "completion": "{i}", "label": true}}\n' for i in range(20)))
-    liked = kitchen.make("data", base=base.handle, form="feedback", source=str(rows))
-    with pytest.raises(DataError, match="wanted rows of both labels, got 18 desirable ones"):
-        kitchen.make("kto", policy=sft.handle, data=liked.handle)
+@pytest.mark.parametrize(("label", "said"), [("true", "desirable"), ("false", "undesirable")])
+def test_kto_on_one_label_only_is_refused_before_it_trains(kitchen, sft, base, tmp_path, label, said):
+    rows = tmp_path / "alike.jsonl"
+    rows.write_text("".join(f'{{"prompt": "Say {i}.", "completion": "{i}", "label": {label}}}\n' for i in range(20)))
+    alike = kitchen.make("data", base=base.handle, form="feedback", source=str(rows))
+    with pytest.raises(DataError, match=f"wanted rows of both labels, got 18 {said} ones; add rows of the other"):
+        kitchen.make("kto", policy=sft.handle, data=alike.handle)
 
 
 def test_kto_says_which_weight_would_balance_unequal_labels(kitchen, sft, base, tmp_path, capfd):

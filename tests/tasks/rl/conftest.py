@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.tasks.rl.group_runs import tiny, watch  # noqa: F401
+from tests.tasks.rl.resume_runs import undisturbed  # noqa: F401
 from tests.tasks.rl.runs import (
     Ran,
     World,
@@ -19,8 +20,10 @@ from tests.tasks.rl.runs import (
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
-    return {kind: World.build(tmp_path_factory.mktemp(kind), kind) for kind in ("llama", "gpt2")}
+def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
+    """With as many layers as the module's `LAYERS` says, by default two."""
+    layers = getattr(request.module, "LAYERS", 2)
+    return {kind: World.build(tmp_path_factory.mktemp(kind), kind, layers) for kind in ("llama", "gpt2")}
 
 
 @pytest.fixture(scope="module")

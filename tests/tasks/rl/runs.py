@@ -142,6 +142,19 @@ def prompt_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def top(count: int, kind: str = "llama") -> LoRA:
+    """Adapters in so many of the last layers."""
+    modules = ["q_proj", "v_proj", "down_proj"] if kind == "llama" else ["c_attn", "c_proj"]
+    return LoRA(rank=2, alpha=4, target_modules=modules, top_layers=count)
+
+
+def source(folder: Path, body: str, name: str = "judge.py") -> Path:
+    """A file that defines `score` with this body."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"import math\n\ndef score(prompts, completions):\n    {body}\n")
+    return folder / name
+
+
 @dataclass
 class World:
     """A base and what a recipe would have made on it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -11,81 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.context import Execution
-from tasks.rl import loop as loop_module
 from tasks.rl.loop import Loop
-from tasks.rl.state import STATE_FILE, capture
+from tasks.rl.state import STATE_FILE
 from tasks.training import trainable
 from tests.conftest import ROOT
 from tests.left import timeless
-from tests.tasks.rl.runs import Ran, World, job_of, lines_in, one_thread, run, same  # noqa: F401
+from tests.tasks.rl.resume_runs import EVERY_ROLLOUT, KilledError, differences, interrupted, settings
+from tests.tasks.rl.runs import Ran, job_of, lines_in, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DRAWS = """
-import os, random, time
-import numpy, torch
-
-def score(prompts, completions):
-    time.sleep(float(os.environ.get("SLEEPS", "0")))
-    noise = [random.random() + numpy.random.rand() + float(torch.rand(())) for _ in prompts]
-    return [text.count("a") + some for text, some in zip(completions, noise)]
-"""
-"""A reward that draws from every global random stream there is."""
-EVERY_ROLLOUT = Execution(threads=1, device="cpu", save_interval=1)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = World.build(tmp_path_factory.mktemp("world"))
-    (made.folder / "noisy.py").write_text(DRAWS)
-    return made
-
-
-def settings(world: World, **fields: Any) -> dict[str, Any]:
-    """Everything on that keeps a state: six short rollouts in passes over ten prompts."""
-    return world.fields(
-        **{
-            "programs": {f"{world.folder}/noisy.py:score": 0.5}, "total_episodes": 24, "num_ppo_epochs": 1,
-            "num_mini_batches": 2, "max_new_tokens": 5,
-            "kl_controller": "adaptive", "target_kl": 0.05, "horizon": 40, "eval_rows": 2, "max_kl": 1e3,
-            "ptx_coef": 0.1, "ptx_data": world.demonstrations, **fields,
-        }
-    )  # fmt: skip
-
-
-class KilledError(Exception):
-    """Stands for the end of a process."""
-
-
-def interrupted(folder: Path, at: int, **fields: Any) -> None:
-    """A run that dies before the rollout numbered `at`."""
-    real = Loop._rollout
-
-    def rollout(self: Loop, number: int) -> dict[str, float]:
-        if number == at:
-            raise KilledError
-        return real(self, number)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(Loop, "_rollout", rollout)
-        run(folder, **fields)
-
-
-def differences(one: Ran, other: Ran) -> set[str]:
-    """In what two runs differ."""
-    found = {
-        "adapter": same(one.adapter(), other.adapter()),
-        "metrics": one.lines() == other.lines(),
-        "samples": one.lines("samples") == other.lines("samples"),
-        "figures": one.figures() == other.figures(),
-    }
-    return {name for name, equal in found.items() if not equal}
 
 
 # Processes that are really killed
@@ -159,20 +98,6 @@ def test_killed_twice_and_once_while_saving_it_ends_with_the_same_bytes(world, t
 
 
 # Checkpoints that are torn
-
-
-@pytest.fixture(scope="module")
-def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
-    made: dict[str, Ran] = {}
-
-    def get(**fields: Any) -> Ran:
-        if (name := repr(sorted(fields.items()))) not in made:
-            made[name] = run(
-                tmp_path_factory.mktemp("undisturbed"), **settings(world, **fields), execution=EVERY_ROLLOUT
-            )
-        return made[name]
-
-    return get
 
 
 def truncate(checkpoint: Path) -> None:
@@ -275,90 +200,3 @@ def test_killed_after_a_limit_has_ended_training_it_does_not_train_on(world, und
     killed_in(monkeypatch, trainable, "save_trained", tmp_path, **settings(world, **limit), execution=EVERY_ROLLOUT)
     ran = run(tmp_path, **settings(world, **limit), execution=EVERY_ROLLOUT)
     assert not differences(ran, undisturbed(**limit))
-
-
-# What each part of the state is for
-
-ITEMS: list[tuple[str, int, dict[str, Any]]] = [
-    ("policy", 3, {}),
-    ("value", 3, {}),
-    ("optimizers.policy", 3, {}),
-    ("optimizers.value", 3, {}),
-    ("kl_coef", 3, {}),
-    ("random.python", 3, {}),
-    ("random.numpy", 3, {}),
-    ("random.torch", 3, {}),
-    ("kept.done", 3, {}),
-    ("kept.tokens", 3, {}),
-    ("kept.points", 3, {}),
-    ("kept.before", 3, {}),
-    ("kept.stopped", 2, {"early_stop_kl": 1e-9}),
-    ("kept.best", 1, {"max_kl": 1e-6}),
-]
-FRESH = {"done": 0, "tokens": 0, "points": [], "rang": [], "stopped": 0, "before": {}, "best": None}
-
-
-def without(item: str) -> Callable[..., Any]:
-    """`restore`, but one item is as in a run that has only begun."""
-    real = loop_module.restore
-
-    def restore(state: dict[str, Any], *live: Any) -> dict[str, Any]:
-        here: Any = state
-        fresh: Any = copy.deepcopy(capture(*live, dict(FRESH)))
-        *parents, last = item.split(".")
-        for name in parents:
-            here, fresh = here[name], fresh[name]
-        here[last] = fresh[last]
-        return real(state, *live)
-
-    return restore
-
-
-@pytest.fixture(scope="module")
-def half_done(world: World, undisturbed: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A draft that was interrupted, and from which the undisturbed result has been reached."""
-    made: dict[str, Path] = {}
-
-    def get(at: int, **fields: Any) -> Path:
-        if (name := repr((at, sorted(fields.items())))) not in made:
-            made[name] = tmp_path_factory.mktemp("half")
-            interrupted(made[name] / "draft", at, **settings(world, **fields), execution=EVERY_ROLLOUT)
-            shutil.copytree(made[name] / "draft", made[name] / "whole")
-            whole = run(made[name] / "whole", **settings(world, **fields), execution=EVERY_ROLLOUT)
-            assert not differences(whole, undisturbed(**fields))
-        return made[name] / "draft"
-
-    return get
-
-
-@pytest.mark.parametrize(("item", "at", "fields"), ITEMS, ids=[item for item, *_ in ITEMS])
-def test_each_item_of_the_state_is_needed(world, undisturbed, half_done, tmp_path, monkeypatch, item, at, fields):
-    draft = shutil.copytree(half_done(at, **fields), tmp_path / "less")
-    monkeypatch.setattr(loop_module, "restore", without(item))
-    try:
-        less = run(draft, **settings(world, **fields), execution=EVERY_ROLLOUT)
-    except (AssertionError, KeyError):  # without a best policy, and without figures from before, there is no end
-        assert item in ("kept.best", "kept.before")
-        return
-    found = differences(less, undisturbed(**fields))
-    assert found >= ({"figures"} if item == "kept.tokens" else {"metrics"}), item
-
-
-def test_what_has_been_said_is_not_said_again(world, tmp_path, monkeypatch, capsys):
-    loud = settings(world, learning_rate=0.1, num_ppo_epochs=3, schedule="constant")
-    interrupted(tmp_path / "whole", 4, **loud, execution=EVERY_ROLLOUT)
-    shutil.copytree(tmp_path / "whole", tmp_path / "less")
-    said = capsys.readouterr().out
-    assert "warning: clip_fraction" in said
-    run(tmp_path / "whole", **loud, execution=EVERY_ROLLOUT)
-    assert "warning: clip_fraction" not in capsys.readouterr().out
-    monkeypatch.setattr(loop_module, "restore", without("kept.rang"))
-    run(tmp_path / "less", **loud, execution=EVERY_ROLLOUT)
-    assert "warning: clip_fraction" in capsys.readouterr().out
-
-
-def test_every_item_of_the_state_has_its_test(undisturbed):
-    state = undisturbed().state()
-    names = set(state) - {"optimizers", "random", "kept"}
-    names |= {f"{part}.{name}" for part in ("optimizers", "random", "kept") for name in state[part]}
-    assert names == {item for item, *_ in ITEMS} | {"kept.rang", "random.cuda"}

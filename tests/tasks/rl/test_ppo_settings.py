@@ -61,7 +61,7 @@ SETTINGS: list[tuple[str, dict[str, Any], Any, str]] = [
     ("seed", BASE, 1, "policy value"),
 ]
 ELSEWHERE = {
-    "policy": "every test here", "data": "every test here", "lora": "test_roles: a fresh adapter",
+    "policy": "every test here", "data": "every test here", "lora": "test_top_layers: a fresh adapter",
     "eval_rows": "below: touches figures alone",
     "sampling_batch_size": "test_sampler: changes nothing but the last bits",
 }  # fmt: skip

@@ -29,6 +29,8 @@ class Artifact(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: ClassVar[str] = "artifact"
+    made_by: ClassVar[str] = ""
+    """For whoever lacks one: what in a recipe makes it."""
     key: str
     path: Path
 
@@ -88,18 +90,21 @@ class Demonstrations(Dataset):
     """Rows of prompt and completion."""
 
     kind: ClassVar[str] = "demonstrations"
+    made_by: ClassVar[str] = "`form: demonstrations` of a data stage makes them"
 
 
 class Preferences(Dataset):
     """Rows of prompt, chosen and rejected."""
 
     kind: ClassVar[str] = "preferences"
+    made_by: ClassVar[str] = "`form: preferences` of a data stage makes them"
 
 
 class Feedback(Dataset):
     """Rows of prompt, completion and label, true for a desirable one."""
 
     kind: ClassVar[str] = "feedback"
+    made_by: ClassVar[str] = "`form: feedback` of a data stage makes it, of pairs with `split_pairs: true`"
 
 
 class Report(Artifact):

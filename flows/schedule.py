@@ -60,6 +60,7 @@ class Schedule:
                 for done in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                     planned, started = running.pop(done)
                     self._ended(planned, done, time.monotonic() - started)
+                    self._look_ahead(waiting)
                     after_each()
         return self.errors
 
@@ -77,6 +78,15 @@ class Schedule:
             result = missing(planned, "failed", str(self.errors[-1]), seconds)
         self.results[planned.label] = result
         self.watch.stage(planned.label, result.status, result.error or f"{result.seconds:.0f} s")
+
+    def _look_ahead(self, waiting: list[Planned]) -> None:
+        """What the plan could not see yet, such as a name that a base does not have, ends the run before it trains."""
+        for planned in list(waiting):
+            if problem := planned.stage.input_problem():
+                waiting.remove(planned)
+                self.errors.append(UserError(f"{planned.label}: {problem}"))
+                self.results[planned.label] = missing(planned, "failed", str(self.errors[-1]))
+                self.watch.stage(planned.label, "failed", problem)
 
 
 @contextmanager

@@ -89,9 +89,11 @@ def _inputs(label: str, known: Stages, stages: Mapping[str, Any], problems: Prob
 
 
 def _named(kind: type[Artifact]) -> str:
-    """`an adapter`, `preferences`."""
+    """`an adapter`, `preferences`, `feedback`."""
     name = kind.kind.replace("_", " ")
-    return name if name.endswith("s") else f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    if name == "quantized":
+        return "a quantized checkpoint"
+    return name if name.endswith("s") or name == "feedback" else f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _cycle(wiring: Wiring) -> list[str] | None:
@@ -144,4 +146,5 @@ def _wrong_kind(given: str, wanted: Input, handles: Mapping[str, Artifact]) -> s
     return (
         f"wanted {_named(wanted.kind)}, but {given!r} makes {_named(type(handles[given]))}; "
         f"stages here that fit: {', '.join(makers) or 'none'}"
+        + (f" ({wanted.kind.made_by})" if wanted.kind.made_by and not makers else "")
     )

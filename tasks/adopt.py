@@ -19,7 +19,7 @@ from artifacts.fingerprint import FileDigests, tree_digest
 from artifacts.kinds import Adapter, Artifact, Checkpoint
 from tasks.context import Context
 from tasks.shape import ModelShape
-from tasks.sources import locate, split_hub
+from tasks.sources import locate, split_hub, understood
 from tasks.stage import Stage
 from tasks.training.model_files import TOKENIZER_FILES
 
@@ -71,10 +71,14 @@ class Adopt(Stage):
 
     def _adopt_complete(self, folder: Path, ctx: Context) -> dict[str, float]:
         from tasks.training.adopting_complete import Tuned
+        from tasks.training.rounding import rounding_problem
         from tasks.training.weight_files import write_like
 
-        tuned = Tuned(self.base, folder)
-        write_like(self.base, tuned, ctx.out)
+        with understood(folder, "a complete model"):
+            tuned = Tuned(self.base, folder)
+            if problem := rounding_problem(tuned.theirs, tuned.there, ctx):
+                raise ModelError(f"source: {problem}")
+            write_like(self.base, tuned, ctx.out)
         count = sum(tuned.theirs[name].numel() for name in tuned)
         ctx.say(f"adopted {count:,} parameters")
         return {"model/parameters": float(count)}
@@ -83,9 +87,10 @@ class Adopt(Stage):
         from tasks.training.adopting import fitted
         from tasks.training.models import parameter_counts, save_adapter
 
-        config = json.loads((folder / FILES[0]).read_text())
+        with understood(folder, "an adapter"):
+            config = json.loads((folder / FILES[0]).read_text())
+            model = fitted(self.base, folder, config)
         _check_base(str(config.get("base_model_name_or_path")), self.base, ctx)
-        model = fitted(self.base, folder, config)
         save_adapter(model, ctx.out, self.base)
         count = parameter_counts(model)[1]
         ctx.say(f"adopted {count:,} parameters, rank {config['r']}")

@@ -19,7 +19,7 @@ from artifacts.fingerprint import FileDigests, tree_digest
 from artifacts.kinds import Artifact, Checkpoint
 from tasks.context import Context
 from tasks.lora import Name
-from tasks.sources import locate, split_hub
+from tasks.sources import locate, split_hub, understood
 from tasks.stage import Stage
 from tasks.tiny import TINY, build_tiny
 from tasks.training.model_files import TOKENIZER_FILES, save_checkpoint
@@ -168,14 +168,10 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
         source = snapshot_download(identity, revision=commit, allow_patterns=wanted)
         _check_usable(Path(source))
     path = Path(source)
-    try:
+    with understood(path, "a causal language model"):
         if path.is_file():
             return *_dequantised(path), _package_licence(path)
         return *_from_folder(path), _card_licence(path)
-    except ModelError:
-        raise
-    except Exception as error:  # each library that reads a part of it has errors of its own
-        raise ModelError(f"source: {path} can't be loaded as a causal language model: {error}") from error
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:

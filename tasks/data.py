@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from artifacts.errors import DataError
 from artifacts.fingerprint import FileDigests, canonical
@@ -57,6 +57,12 @@ class Data(Stage):
 
     split_pairs: bool = False
     """For `form: feedback` from a file of pairs: chosen completions are desirable, rejected ones undesirable."""
+
+    @model_validator(mode="after")
+    def _splits_into_feedback(self) -> Self:
+        if self.split_pairs and self.form != "feedback":
+            raise ValueError("split_pairs wants `form: feedback`, which it makes of pairs")
+        return self
 
     def output(self, key: str, path: Path) -> Artifact:
         return KINDS[self.form](key=key, path=path, base=self.base)

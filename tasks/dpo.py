@@ -92,5 +92,5 @@ class DPO(Paired):
             processing_class=tokenizer,
         )
         metrics = fit(trainer, self, ctx, lengths)
-        save_trained(model, self.policy, ctx.out)
+        save_trained(model, self.policy, ctx)
         return metrics

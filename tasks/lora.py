@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from artifacts.errors import ModelError
 from artifacts.kinds import Artifact, Model, RewardModel
-from tasks.shape import ModelShape, adapted, layer_number
+from tasks.shape import ModelShape, adapted, layer_number, named
 
 Name = Annotated[str, StringConstraints(min_length=1)]
 VANISH = ", in which small updates vanish; take a base with `dtype: float32`, or leave that to an adapter"
@@ -40,6 +41,16 @@ class LoRA(BaseModel):
     """Modules that train whole beside the adapter, by name, such as `embed_tokens` for tokens that are new. Embeddings
     that are the head too stay one matrix, under either name."""
 
+    @field_validator("target_modules")
+    @classmethod
+    def _is_an_expression(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, str) and value != "all-linear":
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"wanted a regular expression, got {value!r}: {error}") from error
+        return value
+
     @field_validator("target_modules", "modules_to_save")
     @classmethod
     def _in_one_order(cls, value: str | list[str]) -> str | list[str]:
@@ -49,16 +60,20 @@ class LoRA(BaseModel):
     def targets(self, widths: Mapping[str, int], layers: int) -> list[str]:
         """Which of a model's linear modules get an adapter, by full name; `widths` are their smaller sides.
 
-        Raises ModelError if it is none, or one that is narrower than the rank.
+        Raises ModelError if it is none, or one that is narrower than the rank, and for a name that matches none.
         """
         inside = {name: width for name, width in widths.items() if layer_number(name) is not None}
         first = layers - min(self.top_layers or layers, layers)
-        found = [name for name in inside if adapted(name, self.target_modules) and (layer_number(name) or 0) >= first]
-        if not found:
+        matching = [name for name in inside if adapted(name, self.target_modules)]
+        every = self.target_modules if isinstance(self.target_modules, list) else []
+        strange = [target for target in every if not any(named(name, target) for name in matching)]
+        if strange or not matching:
             short = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in inside}))
-            raise ModelError(
-                f"lora.target_modules: {self.target_modules!r} matches no linear module; this base has {short}"
-            )
+            wanted = strange[0] if strange else self.target_modules
+            raise ModelError(f"lora.target_modules: {wanted!r} matches no linear module; this base has {short}")
+        found = [name for name in matching if (layer_number(name) or 0) >= first]
+        if not found:
+            raise ModelError(f"lora.top_layers: {matching[0]} is not in the top {self.top_layers} of {layers} layers")
         narrowest = min(found, key=lambda name: inside[name])
         if self.rank > inside[narrowest]:
             raise ModelError(

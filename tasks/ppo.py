@@ -144,5 +144,5 @@ class PPO(Online):
 
         loop = Loop(self, ctx)
         metrics = loop.run()
-        save_trained(loop.roles.policy.model, self.policy, ctx.out, loop.roles.policy.adapter or "default")
+        save_trained(loop.roles.policy.model, self.policy, ctx, loop.roles.policy.adapter or "default")
         return metrics

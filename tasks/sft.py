@@ -54,7 +54,7 @@ class SFT(OnBase):
             processing_class=tokenizer,
         )
         metrics = fit(trainer, self, ctx, lengths, evaluate_before=True)
-        save_trained(model, self.start(), ctx.out)
+        save_trained(model, self.start(), ctx)
         return metrics
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from artifacts.errors import DataError, ModelError, UserError
+from artifacts.errors import AlignError, DataError, ModelError, UserError, ran_out_of_memory
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 HUB_TIMEOUT_S = 10
@@ -50,6 +51,20 @@ def _pinned(name: str, repo: str, wrong: type[UserError]) -> str:
             f"({error.__class__.__name__}); download it and give its folder instead"
         ) from error
     return f"{identity}@{info.sha}"
+
+
+@contextmanager
+def understood(path: str | Path, as_what: str) -> Iterator[None]:
+    """A ModelError for files that can't be made sense of: each library that reads a part has errors of its own."""
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        if ran_out_of_memory(error):
+            raise
+        first = (str(error).splitlines() or [""])[0][:300]
+        raise ModelError(f"source: {path} can't be loaded as {as_what}: {type(error).__name__}: {first}") from error
 
 
 def split_hub(source: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,16 @@ def test_a_verb_that_does_not_exist_ends_with_the_same_status(capsys: pytest.Cap
         main(["plann"])
     assert caught.value.code == 2
     assert "invalid choice: 'plann'" in capsys.readouterr().err
+
+
+def test_what_only_the_base_can_tell_ends_a_first_run_before_it_trains(
+    home: Path, write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before there is a base, no plan knows its modules; once there is, nothing is trained first."""
+    path = write_recipe(altered("reward", lora={"target_modules": ["nope"]}))
+    assert main(["run", str(path), "--offline-tracking", "--quiet", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "error: reward: lora.target_modules: 'nope' matches no linear module" in err and "Traceback" not in err
+    statuses = {stage["name"]: stage["status"] for stage in json.loads(out)["stages"]}
+    assert statuses["base"] == "ran" and statuses["reward"] == "failed" and statuses["sft"] == "skipped"
+    assert not list((home / "store").glob("sft-*"))

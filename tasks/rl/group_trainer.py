@@ -53,7 +53,7 @@ def train(stage: Groups, ctx: Context, trainer: type, config: type, **more: Any)
         for one in filter(None, (model, running.ref_model)):
             positions_from_mask(trunk_of(one))
         metrics = run(running, stage, tests, rewards, ctx)
-    save_trained(model, stage.policy, ctx.out)
+    save_trained(model, stage.policy, ctx)
     return metrics
 
 

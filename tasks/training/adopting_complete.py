@@ -29,6 +29,7 @@ class Tuned(Mapping[str, "Tensor"]):
         _compare_tokenizers(base, folder)
         self.there, self.theirs = WeightFiles(base.path), WeightFiles(folder)
         self._compare_names(base)
+        self._compare_tensors()
 
     def _compare_names(self, base: Checkpoint) -> None:
         missing, strange = self.there.keys() - self.theirs.keys(), self.theirs.keys() - self.there.keys()
@@ -41,14 +42,16 @@ class Tuned(Mapping[str, "Tensor"]):
             (missing, "are missing"), (strange, "have no place")) if names]:  # fmt: skip
             raise ModelError(f"source: the model does not fit the base: {'; '.join(problem)}")
 
+    def _compare_tensors(self) -> None:
+        for name, wanted in self.there.items():
+            given = self.theirs[name]
+            if given.shape != wanted.shape:
+                raise ModelError(f"source: {name} has the shape {tuple(given.shape)}, not {tuple(wanted.shape)}")
+            if not given.isfinite().all():
+                raise ModelError(f"source: {name} holds numbers that are not finite")
+
     def __getitem__(self, name: str) -> Tensor:
-        """Raises ModelError for another shape, or numbers that are none."""
-        wanted, given = self.there[name], self.theirs[name]
-        if given.shape != wanted.shape:
-            raise ModelError(f"source: {name} has the shape {tuple(given.shape)}, not {tuple(wanted.shape)}")
-        if not given.isfinite().all():
-            raise ModelError(f"source: {name} holds numbers that are not finite")
-        return given.to(wanted.dtype)
+        return self.theirs[name].to(self.there[name].dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.there)
@@ -75,13 +78,21 @@ def _compare_tokenizers(base: Checkpoint, folder: Path) -> None:
         return
     from transformers import AutoTokenizer
 
-    tokenizer: Any = load_tokenizer(base)
-    ours, theirs = ({number: token for token, number in one.get_vocab().items()} for one in (
-        tokenizer, AutoTokenizer.from_pretrained(folder)))  # fmt: skip
-    unlike = {number for number in ours.keys() | theirs.keys() if ours.get(number) != theirs.get(number)}
-    if unlike - {tokenizer.pad_token_id}:  # which a base of ours may spell otherwise
-        number = min(unlike - {tokenizer.pad_token_id})
+    ours: Any = load_tokenizer(base)
+    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    spelled, other = ({number: token for token, number in one.get_vocab().items()} for one in (ours, theirs))
+    unlike = {number for number in spelled.keys() | other.keys() if spelled.get(number) != other.get(number)}
+    if unlike - {ours.pad_token_id}:  # which a base of ours may spell otherwise
+        number = min(unlike - {ours.pad_token_id})
         raise ModelError(
-            f"source: its token {number} is {theirs.get(number)!r}, the base's {ours.get(number)!r}; what was tuned "
+            f"source: its token {number} is {other.get(number)!r}, the base's {spelled.get(number)!r}; what was tuned "
             "with a vocabulary of its own is a `base`"
         )
+    for what, wanted, given in (
+        ("EOS", ours.eos_token, theirs.eos_token), ("chat template", ours.chat_template, theirs.chat_template),
+    ):  # fmt: skip
+        if given is not None and given != wanted:
+            raise ModelError(
+                f"source: its {what} is not the base's ({given[:60]!r}, not {str(wanted)[:60]!r}), which all stages "
+                "would use; take it as a `base`"
+            )

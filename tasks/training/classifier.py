@@ -9,12 +9,12 @@ from tasks.context import Context
 from tasks.lora import LoRA
 from tasks.training.logps import padded
 from tasks.training.models import (
-    adapter_lora,
     add_adapter,
+    add_copy,
     load_as,
     load_tokenizer,
+    require_matrices_only,
     save_adapter,
-    start_from,
     without_dropout,
 )
 from tasks.training.quantized import keep_float32
@@ -39,8 +39,8 @@ def classifier(base: Checkpoint, lora: LoRA | None, adapter: Adapter | None, ctx
     model = without_dropout(model)
     model.score = _head(model.config.hidden_size).to(ctx.device())
     if adapter is not None:
-        model = without_dropout(add_adapter(model, adapter_lora(adapter), task="SEQ_CLS"))
-        start_from(model, adapter)
+        require_matrices_only(adapter)
+        model = without_dropout(add_copy(model, adapter))
     elif lora is not None:
         model = add_adapter(model, lora, task="SEQ_CLS")
     keep_float32(model)
@@ -72,7 +72,7 @@ def save_reward(
         save_adapter(model, ctx.out, base)
         weight = model.base_model.model.score.modules_to_save["default"].weight
     else:
-        save_whole(_as_causal(model, base), base, ctx.out)
+        save_whole(_as_causal(model, base), base, ctx)
         weight = model.score.weight
     weight = weight.detach().clone()
     save_head(weight, 0.0, ctx.out)

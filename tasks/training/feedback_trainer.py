@@ -51,7 +51,7 @@ def train_feedback(
     )
     trainer.feedback_loss, trainer.beta = loss, beta
     metrics = fit(trainer, stage, ctx, lengths)
-    save_trained(model, stage.policy, ctx.out)
+    save_trained(model, stage.policy, ctx)
     return metrics
 
 

@@ -170,13 +170,15 @@ def start_from(model: Any, adapter: Adapter) -> None:
     set_peft_model_state_dict(model, {**tensors, **given}, adapter_name="default")
 
 
-def adapter_lora(adapter: Adapter) -> LoRA:
-    """The settings that an adapter was made with, its modules by full name."""
-    config = json.loads((adapter.path / "adapter_config.json").read_text())
-    return LoRA(
-        rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"],
-        target_modules=config["target_modules"], rslora=config["use_rslora"], dora=config["use_dora"],
-    )  # fmt: skip
+def add_copy(model: Any, adapter: Adapter) -> Any:
+    """A classifier with an adapter of the same shape and scaling, and its tensors, as `default`."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config: Any = LoraConfig.from_pretrained(str(adapter.path))
+    config.task_type, config.inference_mode = TaskType.SEQ_CLS, False
+    model = get_peft_model(model, config)
+    start_from(model, adapter)
+    return model
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:

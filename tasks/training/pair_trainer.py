@@ -44,7 +44,7 @@ def train_pairs(stage: Paired, ctx: Context, loss: PairLoss) -> dict[str, float]
     )
     trainer.pair_loss, trainer.beta = loss, stage.beta
     metrics = fit(trainer, stage, ctx, lengths)
-    save_trained(model, stage.policy, ctx.out)
+    save_trained(model, stage.policy, ctx)
     return metrics
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from artifacts.errors import StageError
 from artifacts.kinds import Adapter, Checkpoint, Model, base_of
 from tasks.context import Context
 from tasks.lora import LoRA
@@ -18,6 +18,8 @@ from tasks.training.models import (
     without_dropout,
 )
 from tasks.training.quantized import keep_float32
+from tasks.training.rounding import rounding_problem
+from tasks.training.weight_files import WeightFiles
 
 
 def trainable(start: Model, lora: LoRA | None, ctx: Context) -> tuple[Any, Any]:
@@ -47,21 +49,23 @@ def say_size(model: Any, ctx: Context) -> None:
     ctx.say(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})")
 
 
-def save_trained(model: Any, start: Model, out: Path, name: str = "default") -> None:
+def save_trained(model: Any, start: Model, ctx: Context, name: str = "default") -> None:
     """The adapter alone, or a complete checkpoint in the dtype of the one it started from."""
     if hasattr(model, "peft_config"):
-        save_adapter(model, out, base_of(start), name)
+        save_adapter(model, ctx.out, base_of(start), name)
         return
-    save_whole(model, base_of(start), out)
+    save_whole(model, base_of(start), ctx)
 
 
-def save_whole(model: Any, start: Checkpoint, out: Path) -> None:
-    """Complete weights with the tokenizer and chat template of `start`."""
+def save_whole(model: Any, start: Checkpoint, ctx: Context) -> None:
+    """Complete weights with the tokenizer and chat template of `start`; raises StageError if its dtype undoes them."""
     config = load_config(start)
     dtype = str(config.dtype or "float32").removeprefix("torch.")
+    if dtype != "float32" and (problem := rounding_problem(model.state_dict(), WeightFiles(start.path), ctx)):
+        raise StageError(problem)
     model.config.use_cache = config.use_cache  # which training turns off
-    save_weights(model, out, dtype)
-    copy_companions(start.path, out)
+    save_weights(model, ctx.out, dtype)
+    copy_companions(start.path, ctx.out)
 
 
 def load_config(checkpoint: Checkpoint) -> Any:

@@ -51,6 +51,10 @@ def problems(write_recipe: WriteRecipe, store: Store) -> Callable[..., list[str]
          "'demos'"),
         ({"sft__lora": {"target_modules": 5}}, "sft.lora.target_modules: input should be 'all-linear', or input should "
          "be a valid string, or input should be a valid list, got 5"),
+        ({"sft__lora": {"target_modules": "("}}, "sft.lora.target_modules: wanted a regular expression, got '(': "),
+        ({"rows__split_pairs": True}, "rows: split_pairs wants `form: feedback`"),
+        ({"dpo__uses": "kto"}, "dpo.data: wanted feedback, but 'pairs' makes preferences; stages here that fit: none "
+         "(`form: feedback` of a data stage makes it, of pairs with `split_pairs: true`)"),
         ({"dpo__policy": "sfd"}, "dpo.policy: no stage is named 'sfd'; did you mean 'sft'?"),
         ({"dpo__policy": 3}, "dpo.policy: wanted the name of a stage, got 3"),
         ({"dpo__policy": None}, "dpo.policy: missing; wanted the name of a stage that makes a model"),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import ModelError
+from tasks.context import Context, Execution, MetricsLog, Progress
 from tasks.training.models import load_model
 
 
@@ -74,8 +75,17 @@ def drop(tensors: dict[str, torch.Tensor]) -> None:
         (lambda config, tensors: config.update(target_modules=["no_proj"]), "does not fit the base"),
         (lambda config, tensors: config.update(peft_type="IA3"), "wanted a LoRA adapter, got IA3"),
         (lambda config, tensors: config.update(modules_to_save=["lm_head"]), "missing, such as .*lm_head"),
-        (lambda config, tensors: config.update(bias="lora_only"), "trained more than matrices and whole modules"),
+        (lambda config, tensors: config.update(bias="lora_only"), "has bias: lora_only, which would be lost"),
         (lambda config, tensors: tensors[min(tensors)].fill_(float("nan")), "are not finite"),
+        (
+            lambda config, tensors: config.update(init_lora_weights="pissa_niter_4"),
+            "pissa_niter_4, which changes its base",
+        ),
+        (lambda config, tensors: config.update(alora_invocation_tokens=[7]), "has alora_invocation_tokens: .7., which"),
+        (lambda config, tensors: config.update(layer_replication=[[0, 2], [1, 2]]), "has layer_replication: "),
+        (lambda config, tensors: config.update(something_new=3), "has something_new: 3, which would be lost"),
+        (lambda config, tensors: config.update(r="four"), "can't be loaded as an adapter: "),
+        (lambda config, tensors: config.update(target_modules="("), "can't be loaded as an adapter: "),
     ],
     ids=[
         "another base",
@@ -87,11 +97,59 @@ def drop(tensors: dict[str, torch.Tensor]) -> None:
         "a whole module",
         "bias",
         "NaN",
+        "changes its base",
+        "acts at some tokens",
+        "layers twice",
+        "unknown",
+        "no number",
+        "no expression",
     ],
 )
 def test_one_that_does_not_fit_is_refused(kitchen, base, copy, change, said):
     with pytest.raises(ModelError, match=said):
         kitchen.make("adopt", base=base.handle, source=str(copy(change)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("adapter_config.json", '{"r": 4, '), ("adapter_config.json", "[1]"), ("adapter_model.safetensors", "half")],
+    ids=["configuration cut off", "a list", "tensors cut off"],
+)
+def test_a_damaged_one_is_what_a_user_gave(kitchen, base, copy, name, content):
+    folder = copy(lambda config, tensors: None)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2] if content == "half" else content.encode())
+    with pytest.raises(ModelError, match=r"source: "):
+        kitchen.make("adopt", base=base.handle, source=str(folder))
+
+
+def test_what_peft_drew_in_any_plain_way_is_carried_on_as_it_is(kitchen, base, pairs, tmp_path):
+    """Ranks and scales of their own, layers and modules left out: another stage that starts from it starts there."""
+    from peft import LoraConfig, get_peft_model
+
+    from tasks.training.classifier import classifier
+
+    torch.manual_seed(5)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM",
+        exclude_modules=["k_proj"],
+        layers_to_transform=[1], layers_pattern="layers", rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 40},
+    )  # fmt: skip
+    theirs = get_peft_model(load_model(base.handle, "cpu"), config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    adopted = kitchen.make("adopt", base=base.handle, source=str(tmp_path / "theirs"))
+    ctx = Context(tmp_path, tmp_path, MetricsLog(tmp_path / "m"), Progress(events=False), 0, Execution(device="cpu"))
+    scorer = classifier(base.handle, None, adopted.handle, ctx).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        wanted = theirs.eval()(ids, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(scorer(ids, output_hidden_states=True).hidden_states[-1], wanted)
+    made = kitchen.make("reward", base=base.handle, adapter=adopted.handle, data=pairs.handle, max_steps=2, eval_rows=0)
+    shapes = [
+        {name: tensor.shape for name, tensor in load_file(one.handle.path / "adapter_model.safetensors").items()}
+        for one in (adopted, made)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_what_is_no_adapter_is_refused_before_anything_runs(kitchen, base, sft, tmp_path):

@@ -97,6 +97,42 @@ def test_another_vocabulary_is_refused(kitchen, base, tuned, tmp_path):
         kitchen.make("adopt", base=base.handle, source=str(folder), complete=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+            "its chat template is not the base's",
+        ),
+        (
+            lambda folder: swap(folder / "tokenizer_config.json", "<|im_end|>", "<|im_start|>"),
+            "its EOS is not the base's",
+        ),
+    ],
+    ids=["chat template", "EOS"],
+)
+def test_another_template_or_end_is_refused_since_the_bases_would_be_used(kitchen, base, tuned, tmp_path, change, said):
+    folder = copied(tuned, tmp_path / "theirs", lambda config, tensors: None)
+    change(folder)
+    with pytest.raises(ModelError, match=said):
+        kitchen.make("adopt", base=base.handle, source=str(folder), complete=True)
+
+
+def swap(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_what_a_user_gave(kitchen, base, tuned, tmp_path, name):
+    folder = copied(tuned, tmp_path / "theirs", lambda config, tensors: None)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="can't be loaded as a complete model: "):
+        kitchen.make("adopt", base=base.handle, source=str(folder), complete=True)
+
+
 def test_what_is_no_complete_model_is_refused_before_anything_runs(kitchen, base, sft, tmp_path):
     with pytest.raises(ModelError, match="holds an adapter; leave `complete` out"):
         kitchen.stage("adopt", base=base.handle, source=str(sft.handle.path), complete=True)

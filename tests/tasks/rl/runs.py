@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from artifacts.kinds import Adapter, Checkpoint, Demonstrations, Preferences, RewardModel
-from tasks.context import Execution
+from tasks.context import Context, Execution, MetricsLog, Progress
 from tasks.job import Job
 from tasks.lora import LoRA
 from tasks.registry import stage_class
@@ -114,7 +114,8 @@ def reward_in(folder: Path, base: Checkpoint, lora: LoRA | None, seed: int = 2) 
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.1)
-        save_whole(model, base, folder / "out")
+        out = folder / "out"
+        save_whole(model, base, Context(out, out, MetricsLog(folder / "m"), Progress(events=False), 0, Execution()))
     weight = torch.randn(1, 32, generator=torch.Generator().manual_seed(seed)) / 6
     save_head(weight, 0.25, folder / "out")
     assert load_file(folder / "out" / "head.safetensors")["offset"].tolist() == [0.25]

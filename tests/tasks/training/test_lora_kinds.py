@@ -13,9 +13,9 @@ from tasks.lora import LoRA
 from tasks.training.models import add_adapter
 
 KINDS = {
-    "LoRA": LoRA(rank=3, alpha=6, target_modules=["self_attn.q_proj", "attn.c_attn"]),
-    "rsLoRA": LoRA(rank=4, alpha=6, rslora=True, target_modules=["self_attn.q_proj", "attn.c_attn"]),
-    "DoRA": LoRA(rank=3, alpha=6, dora=True, target_modules=["self_attn.q_proj", "attn.c_attn"]),
+    "LoRA": LoRA(rank=3, alpha=6, target_modules=r".*(self_attn\.q_proj|attn\.c_attn)"),
+    "rsLoRA": LoRA(rank=4, alpha=6, rslora=True, target_modules=r".*(self_attn\.q_proj|attn\.c_attn)"),
+    "DoRA": LoRA(rank=3, alpha=6, dora=True, target_modules=r".*(self_attn\.q_proj|attn\.c_attn)"),
 }
 
 
@@ -108,8 +108,13 @@ def test_every_kind_goes_through_the_chain_and_its_merge_is_proven(kitchen, base
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
+        ({"target_modules": ["q_proj", "nope"]}, "lora.target_modules: 'nope' matches no linear module"),
+        (
+            {"target_modules": ["model.layers.0.mlp.up_proj"], "top_layers": 1},
+            "lora.top_layers: model.layers.0.mlp.up_proj",
+        ),
         ({"rank": 65}, "lora.rank: wanted at most 32, the width of model.layers.0.self_attn.k_proj, got 65"),
-        ({"target_modules": ["c_attn"]}, "['c_attn'] matches no linear module; this base has down_proj, gate_proj,"),
+        ({"target_modules": ["c_attn"]}, "'c_attn' matches no linear module; this base has down_proj, gate_proj,"),
         ({"target_modules": "self_attn.q_proj"}, "matches no linear module"),
     ],
 )

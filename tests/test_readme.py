@@ -41,3 +41,19 @@ def test_every_recipe_is_in_the_readme_and_every_file_it_names_is_there():
     named = set(re.findall(r"`((?:pipelines|tasks|flows|tests)/[\w./]+)[`:]", README))
     assert {f"pipelines/{path.name}" for path in (ROOT / "pipelines").glob("*.yaml")} <= named
     assert all((ROOT / name).exists() for name in named)
+
+
+def test_the_method_that_the_readme_walks_through_is_that_file():
+    """All code lines of its first block stand in tasks/simpo.py, and its registry line in the registry."""
+    blocks = re.findall(r"```python\n(.*?)```", README.split("**Adding a method**")[1], re.DOTALL)
+    method, line = blocks[0], blocks[1]
+    code = (ROOT / "tasks" / "simpo.py").read_text()
+    shown = [row.split("  #")[0].strip() for row in method.splitlines() if row.strip()]
+    missing = [row for row in shown if not _stands_in(row, code)]
+    assert not missing
+    assert line.strip() in (ROOT / "tasks" / "registry.py").read_text()
+
+
+def _stands_in(row: str, code: str) -> bool:
+    """But for line breaks."""
+    return "".join(row.split()) in "".join(code.split())

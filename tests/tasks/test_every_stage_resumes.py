@@ -61,6 +61,15 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "merge": lambda get: {"adapter": get("dpo"), "data": get("pairs")},
     "evaluate": lambda get: {"policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "max_prompts": 16},
 }  # fmt: skip
+KINDS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "all weights": ("dpo", lambda get: {"policy": get("base"), "data": get("pairs"), **TRAINING, "epochs": 1}),
+    "DoRA": ("sft", lambda get: {
+        "base": get("base"), "data": get("demonstrations"), **TRAINING, "epochs": 1, "lora": {"rank": 4, "dora": True},
+    }),
+    "4 bits": ("simpo", lambda get: {
+        "policy": get("base4"), "data": get("pairs"), **TRAINING, "epochs": 1, "lora": {"rank": 4},
+    }),
+}  # fmt: skip
 WITH_CHECKPOINTS = {"sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "rloo", "grpo"}
 
 
@@ -112,8 +121,9 @@ def attempt(job: Job, *, killed_after: float | None = None, dies_before_manifest
 
 @pytest.fixture
 def job_of(kitchen: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str, str], Job]:
-    def make(uses: str, name: str) -> Job:
-        fields = CASES[uses](lambda label: request.getfixturevalue(label).handle)
+    def make(case: str, name: str) -> Job:
+        uses, fields_of = KINDS[case] if case in KINDS else (case, CASES[case])
+        fields = fields_of(lambda label: request.getfixturevalue(label).handle)
         (draft := tmp_path / name).mkdir()
         stage = kitchen.stage(uses, **fields)
         job = Job.of(stage, uses=uses, key="k" * 8, seed=0, execution=EXECUTION, draft=draft)
@@ -143,6 +153,21 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(u
     assert left_in(disturbed.draft) == left_in(undisturbed.draft)
     said = (disturbed.draft / "log.txt").read_text()
     assert ("going on " in said) == (uses in WITH_CHECKPOINTS)
+
+
+@pytest.fixture(scope="session")
+def base4(kitchen: Any, base: Any) -> Any:
+    return kitchen.make("quantize", base=base.handle)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_weights_goes_on_to_the_same_bytes(kind, job_of):
+    undisturbed, disturbed = job_of(kind, "undisturbed"), job_of(kind, "disturbed")
+    assert attempt(undisturbed) == 0, (undisturbed.draft / "log.txt").read_text()
+    assert [attempt(disturbed, dies_before_manifest=number) for number in (1, 2)] == [-signal.SIGKILL] * 2
+    assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
+    assert left_in(disturbed.draft) == left_in(undisturbed.draft)
+    assert "going on " in (disturbed.draft / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("uses", sorted(WITH_CHECKPOINTS))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tasks.training.models import load_model, load_tokenizer
@@ -30,3 +32,25 @@ def test_a_small_gpt2_goes_through_the_whole_chain(kitchen):
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained(merge.path)(ids).logits
         assert torch.allclose(merged, load_model(dpo, "cpu")(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_a_merged_conv1d_is_that_of_the_equations(kitchen, dora):
+    """Conv1D keeps W as (inputs, outputs). W + (alpha / r) B A, for DoRA with rows of the length m."""
+    base = kitchen.make("base", source="builtin:tiny-gpt2").handle
+    rows = kitchen.make(
+        "data", base=base, template="alpaca", limit=24, form="demonstrations", source="instructions.jsonl"
+    ).handle
+    lora = {"rank": 4, "alpha": 8, "dora": dora, "target_modules": ["c_attn", "c_proj"]}
+    sft = kitchen.make("sft", base=base, data=rows, lora=lora, learning_rate=1e-2, max_steps=3, eval_rows=0).handle
+    merge = kitchen.make("merge", adapter=sft, data=rows).handle
+    tensors = load_file(sft.path / "adapter_model.safetensors")
+    start, merged = (load_file(one.path / "model.safetensors") for one in (base, merge))
+    for name in ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"):
+        a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        wanted = start[f"{name}.weight"].T + 2 * b @ a
+        if dora:
+            magnitude = tensors[f"base_model.model.{name}.lora_magnitude_vector"]
+            wanted = magnitude[:, None] * wanted / wanted.norm(dim=1, keepdim=True)
+        assert torch.allclose(merged[f"{name}.weight"].T, wanted, atol=1e-6)
+        assert not torch.allclose(merged[f"{name}.weight"], start[f"{name}.weight"], atol=1e-4)

@@ -82,6 +82,22 @@ def test_the_first_loss_is_the_equation_on_the_rows_as_they_are(uses, kitchen, b
     assert first_point(made)["train/loss"] == pytest.approx(float(losses[uses].mean()), abs=1e-4)
 
 
+def test_kto_takes_no_reference_point_below_0(kitchen, sft, feedback, monkeypatch):
+    """z0 stands for a KL: where the policy finds other completions less likely than the reference does, it is 0."""
+    seen = []
+
+    def loss(ratios, desirable, z0, **settings):
+        seen.append((float(ratios.mean()), float(z0)))
+        return ratios  # whose descent makes every completion less likely
+
+    monkeypatch.setattr(kto, "loss", loss)
+    kitchen.make(
+        "kto", policy=sft.handle, data=feedback.handle, max_steps=6, learning_rate=1e-2, beta=0.31, eval_rows=0
+    )
+    assert seen[-1][0] < -0.5
+    assert [z0 for ratio, z0 in seen if ratio < -0.5] == [0.0] * sum(ratio < -0.5 for ratio, _ in seen)
+
+
 def test_kto_weighs_both_labels_in_training_and_lets_no_gradient_through_z0(kitchen, sft, feedback, monkeypatch):
     """At the first step every row's loss is half its label's weight."""
     rows, real, seen_z0 = load_rows(feedback.handle, "train"), kto.loss, []

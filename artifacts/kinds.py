@@ -9,7 +9,8 @@
     ├── Demonstrations        prompts with completions, rendered and tokenised
     ├── Preferences           prompts with a chosen and a rejected completion
     ├── Feedback              completions that were liked or not
-    └── Report                an evaluation of one policy
+    ├── Report                an evaluation of one policy
+    └── Verdicts              what a judge says of two reports
 
 A handle knows its key and its folder before the stage has run, because both follow from the plan.
 """
@@ -113,6 +114,12 @@ class Report(Artifact):
     kind: ClassVar[str] = "report"
 
 
+class Verdicts(Artifact):
+    """A judge's verdicts on two policies' completions, prompt by prompt."""
+
+    kind: ClassVar[str] = "verdicts"
+
+
 def base_of(model: Model) -> Checkpoint:
     """The checkpoint that a model's forward pass starts from."""
     if isinstance(model, Adapter):
@@ -128,7 +135,7 @@ def unquantized(checkpoint: Checkpoint) -> Checkpoint:
 
 _KINDS: dict[str, type[Artifact]] = {
     cls.kind: cls
-    for cls in (Checkpoint, Quantized, Adapter, RewardModel, Demonstrations, Preferences, Feedback, Report)
+    for cls in (Checkpoint, Quantized, Adapter, RewardModel, Demonstrations, Preferences, Feedback, Report, Verdicts)
 }
 _RELATED = ("base", "original")
 """Fields of a handle that are handles themselves."""

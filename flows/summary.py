@@ -12,7 +12,7 @@ from flows.tracking import Tracker
 from pipelines.compare import Compared, chart, differences, markdown_table, side_by_side
 
 HEADLINES = (
-    "eval/check_rate", "eval/reward_accuracy", "validation/score", "objective/scores",
+    "judge/win_rate", "eval/check_rate", "eval/reward_accuracy", "validation/score", "objective/scores",
     "rewards/accuracies", "validation/loss", "merge/kl_to_saved",
     "eval/score_mean", "eval/preference_accuracy", "train/loss", "data/rows_train", "model/parameters",
 )  # fmt: skip
@@ -63,13 +63,15 @@ def comparison_markdown(policies: Sequence[Compared]) -> str:
 
 
 def _headline_metrics(record: RunRecord) -> dict[str, float]:
-    """`eval/*` of the last policy, and of each as `<stage>/*`: MLflow folds child runs away."""
+    """`eval/*` of the last policy, of each as `<stage>/*`, and so of each judge: MLflow folds child runs away."""
     found: dict[str, float] = {}
     for stage in record.stages:
         evaluated = {name: value for name, value in stage["metrics"].items() if name.startswith("eval/")}
         if stage["name"] in record.reports:
             found |= evaluated
             found |= {f"{stage['name']}/{name.removeprefix('eval/')}": value for name, value in evaluated.items()}
+        judged = {name: value for name, value in stage["metrics"].items() if name.startswith("judge/")}
+        found |= {f"{stage['name']}/{name.removeprefix('judge/')}": value for name, value in judged.items()}
     return found
 
 

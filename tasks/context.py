@@ -41,6 +41,8 @@ class Execution(BaseModel):
     """Optimizer steps between two checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay on the disk while a stage trains."""
+    requests: int = Field(4, ge=1)
+    """Questions that a judge's endpoint is asked at the same time."""
     retries: int = Field(0, ge=0)
     """How often a stage that ran out of memory goes on by itself from its last checkpoint, each time with half the
     micro-batch: the same mathematics, but no longer the same bytes, which its manifest then says."""

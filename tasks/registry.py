@@ -23,6 +23,7 @@ STAGES: dict[str, str] = {
     "best_of_n": "tasks.best_of_n:BestOfN",
     "merge": "tasks.merge:Merge",
     "evaluate": "tasks.evaluate:Evaluate",
+    "judge": "tasks.judge:Judge",
 }
 
 

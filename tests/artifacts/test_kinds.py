@@ -14,6 +14,7 @@ from artifacts.kinds import (
     Quantized,
     Report,
     RewardModel,
+    Verdicts,
     base_of,
     describe,
     revive,
@@ -31,6 +32,7 @@ BASE = Checkpoint(key="b", path=Path("/base"))
         RewardModel(key="r", path=Path("/r"), base=BASE),
         Preferences(key="p", path=Path("/p"), base=BASE),
         Report(key="e", path=Path("/e")),
+        Verdicts(key="v", path=Path("/v")),
     ],
     ids=lambda artifact: artifact.kind,
 )

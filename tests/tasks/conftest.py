@@ -124,6 +124,23 @@ def dpo(kitchen: Kitchen, sft: Made, pairs: Made) -> Made:
     return kitchen.make("dpo", policy=sft.handle, data=pairs.handle, learning_rate=2e-3, beta=0.3, eval_rows=8)
 
 
+def _evaluated(kitchen: Kitchen, policy: Made, reward: Made, pairs: Made) -> Made:
+    return kitchen.make(
+        "evaluate", policy=policy.handle, reward=reward.handle, data=pairs.handle, max_prompts=12, max_new_tokens=12,
+        temperature=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def eval_base(kitchen: Kitchen, base: Made, reward: Made, pairs: Made) -> Made:
+    return _evaluated(kitchen, base, reward, pairs)
+
+
+@pytest.fixture(scope="session")
+def eval_sft(kitchen: Kitchen, sft: Made, reward: Made, pairs: Made) -> Made:
+    return _evaluated(kitchen, sft, reward, pairs)
+
+
 @pytest.fixture(scope="session")
 def merge(kitchen: Kitchen, dpo: Made, pairs: Made) -> Made:
     return kitchen.make("merge", adapter=dpo.handle, data=pairs.handle)

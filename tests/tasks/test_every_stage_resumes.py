@@ -60,6 +60,9 @@ CASES: dict[str, Callable[[Any], dict[str, Any]]] = {
     },
     "merge": lambda get: {"adapter": get("dpo"), "data": get("pairs")},
     "evaluate": lambda get: {"policy": get("sft"), "data": get("pairs"), "reward": get("reward"), "max_prompts": 16},
+    "judge": lambda get: {
+        "report": get("eval_sft"), "against": get("eval_base"), "policy": get("base"), "batch_size": 2
+    },
 }  # fmt: skip
 KINDS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "all weights": ("dpo", lambda get: {"policy": get("base"), "data": get("pairs"), **TRAINING, "epochs": 1}),

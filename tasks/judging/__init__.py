@@ -1,0 +1,1 @@
+"""What a judge needs: pairs of completions, questions and their answers, and what follows from them."""

@@ -70,12 +70,18 @@ class Judge(Stage):
     @classmethod
     def _plain_url(cls, url: str | None) -> str | None:
         """A URL is written down in many places, so nothing secret may be in it."""
-        if url is not None:
+        if url is None:
+            return None
+        wanted = "wanted a URL such as http://127.0.0.1:8000/v1"
+        try:
             parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("wanted a URL such as http://127.0.0.1:8000/v1")
-            if parts.username or parts.password or parts.query or parts.fragment:
-                raise ValueError("wanted a URL without user, password and query; the key goes into the environment")
+            port = parts.port
+        except ValueError:
+            raise ValueError(wanted) from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError(wanted)
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("wanted a URL without user, password and query; the key goes into the environment")
         return url
 
     @field_validator("api_key_env")

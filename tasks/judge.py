@@ -10,6 +10,7 @@ tasks/judging/verdicts.py. Of a conversation a judge sees the last turn, which i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
@@ -87,8 +88,8 @@ class Judge(Stage):
     @field_validator("api_key_env")
     @classmethod
     def _names_a_variable(cls, name: str) -> str:
-        if not name.isidentifier():
-            raise ValueError("wanted the name of an environment variable; the key itself belongs in no recipe")
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):  # a key would be written down in many places
+            raise ValueError("wanted the name of an environment variable, in capitals; the key belongs in no recipe")
         return name
 
     @field_validator("question")
@@ -128,7 +129,7 @@ class Judge(Stage):
         self._ask([pair for pair in pairs if not pair.identical], answers, ctx)
         judged = [(pair, verdict(pair, answers)) for pair in pairs]
         reports = [json.loads((one.path / "report.json").read_text()) for one in (self.report, self.against)]
-        rewards = {report["reward"] for report in reports}
+        rewards = {report.get("reward") for report in reports}
         metrics = figures(judged, answers, one_reward=len(rewards) == 1 and None not in rewards)
         self._write(judged, answers, metrics, apart, ctx)
         return metrics
@@ -168,7 +169,7 @@ class Judge(Stage):
             for what, lost in (("nonsense", nonsense), ("no answer", unanswered)) if lost
         ]  # fmt: skip
         return StageError(
-            f"of {len(pairs)} pairs more than max_lost {self.max_lost:.0%} can't be judged: {'; '.join(said)}. "
+            f"too many of {len(pairs)} pairs can't be judged (max_lost {self.max_lost:.0%}): {'; '.join(said)}. "
             "The answers that could be read are kept: run the same command again to ask for the others"
         )
 

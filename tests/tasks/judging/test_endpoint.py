@@ -131,7 +131,7 @@ def test_too_much_nonsense_fails_the_stage_early_shows_an_answer_and_keeps_the_o
     with pytest.raises(StageError) as caught:
         stage.run()
     assert str(caught.value) == (
-        "of 10 pairs more than max_lost 10% can't be judged: nonsense for 2, such as row 1: \"I can't say.\". The "
+        "too many of 10 pairs can't be judged (max_lost 10%): nonsense for 2, such as row 1: \"I can't say.\". The "
         "answers that could be read are kept: run the same command again to ask for the others"
     )
     assert len(server.bodies) == 7, "two of p0, p1 and p2 each, and the first of p3 was one too many"

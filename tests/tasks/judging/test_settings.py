@@ -56,6 +56,7 @@ def test_a_judge_is_an_endpoint_or_any_model_of_the_recipe(planned, fields):
         ({"endpoint": f"https://host/v1?key={SECRET}", "model": "m"}, "judge.endpoint: wanted a URL without user"),
         ({"endpoint": f"https://u:{SECRET}", "model": "m"}, "judge.endpoint: wanted a URL such as"),
         ({**HTTP, "api_key_env": SECRET}, "judge.api_key_env: wanted the name of an environment variable"),
+        ({**HTTP, "api_key_env": "c0ffee"}, "judge.api_key_env: wanted the name of an environment variable"),
         ({**HTTP, "question": "{prompt}: {first}?"}, "judge.question: wanted {prompt}, {first}, {second} in it"),
         ({**HTTP, "request": {"messages": [], "n": 2}}, "judge.request: messages, n can't be set here"),
         ({**HTTP, "template": "alpaca"}, "judge: template means nothing beside `endpoint`; leave it out"),

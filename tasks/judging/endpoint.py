@@ -89,7 +89,8 @@ class Endpoint:
         except HTTPError as error:
             raise self._refusal(error) from None
         except (OSError, HTTPException, UnicodeError) as error:  # refused, reset, cut short, timed out, no such host
-            raise Passing(f"no answer from {self.url} ({getattr(error, 'reason', None) or error!r})") from None
+            reason = getattr(error, "reason", error)
+            raise Passing(f"no answer from {self.url} ({reason or type(reason).__name__})") from None
 
     def _refusal(self, error: HTTPError) -> Exception:
         """What an HTTP status other than 200 comes to."""

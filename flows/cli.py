@@ -84,7 +84,25 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time")
     chat.add_argument("--max-new-tokens", type=int, default=256)
     chat.set_defaults(verb=_chat)
+    _registry_verbs(verbs)
     return parser
+
+
+def _registry_verbs(verbs: Any) -> None:
+    promote = verbs.add_parser("promote", help="register a complete model in MLflow, through a gate if one is given")
+    promote.add_argument("what", metavar="STAGE", help="RUN:stage, or the beginning of a key: a merge, say")
+    promote.add_argument("--as", required=True, dest="alias", metavar="ALIAS", help="candidate or champion")
+    promote.add_argument("--must", action="append", default=[], metavar="CONDITION",
+                         help="'win_rate_low>0.5' or 'check_rate>=champion-0.02', say; any number of them")  # fmt: skip
+    promote.add_argument("--report", metavar="STAGE", help="the evaluate stage that measured it, if there are several")
+    promote.set_defaults(verb=_promote)
+    rollback = verbs.add_parser("rollback", help="make the champion before the champion again")
+    rollback.set_defaults(verb=_rollback)
+    for sub in (promote, rollback):
+        sub.add_argument(
+            "--name", metavar="MODEL", help="of the registered model; by default the recipe's, or the only one"
+        )
+        sub.add_argument("--json", action="store_true", help="one object on standard output")
 
 
 def _recipe_verb(verbs: Any, name: str, verb: Any, help_text: str) -> argparse.ArgumentParser:
@@ -167,6 +185,18 @@ def _sync(args: argparse.Namespace) -> int:
     from flows.sync import sync
 
     return sync(as_json=args.json)
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from flows.promoting import show_promotion
+
+    return show_promotion(args.what, args.alias, name=args.name, must=args.must, report=args.report, as_json=args.json)
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from flows.promoting import roll_back
+
+    return roll_back(name=args.name, as_json=args.json)
 
 
 def _chat(args: argparse.Namespace) -> int:

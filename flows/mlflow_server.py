@@ -16,7 +16,7 @@ from artifacts.errors import UserError
 from artifacts.locking import held
 
 MARK_TAG = "align.server"
-KEY_TAG, USES_TAG = "align.key", "align.uses"
+KEY_TAG, USES_TAG, DIGEST_TAG = "align.key", "align.uses", "align.digest"
 
 
 class MlflowServer:
@@ -41,12 +41,20 @@ class MlflowServer:
                     server.experiment(name)
                 server.name = server._mark()
         except MlflowException as error:
-            reason = str(error).splitlines()[0][:200]
+            without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
-                f"MLflow at {server.uri} can't be used: {reason}; start it, or go on with --offline-tracking and send "
-                f"later with `align sync`, or unset MLFLOW_TRACKING_URI to track in {home / 'mlflow.db'}"
+                f"MLflow at {server.uri} can't be used: {_reason(error)}; start it, or {without}unset "
+                f"MLFLOW_TRACKING_URI to use {home / 'mlflow.db'}"
             ) from error
         return server
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """For what is asked outside a run: raises UserError where the server refuses, or is gone by now."""
+        try:
+            yield
+        except MlflowException as error:
+            raise UserError(f"MLflow at {self.uri}: {_reason(error)}") from error
 
     @property
     def is_own(self) -> bool:
@@ -84,10 +92,16 @@ class MlflowServer:
                 raise
             return str(found.experiment_id)
 
-    def run_of(self, key: str) -> str | None:
-        """The run of the stage with this key, in whichever experiment it was first made."""
+    def run_of(self, key: str, digest: str | None = None) -> str | None:
+        """The run of the stage with this key, in whichever experiment it was first made.
+
+        With `digest`, a finished one that has these bytes among its artifacts.
+        """
+        wanted = f"tags.`{KEY_TAG}` = '{key}'"
+        if digest is not None:
+            wanted += f" and tags.`{DIGEST_TAG}` = '{digest}' and attributes.status = 'FINISHED'"
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        found = self.client.search_runs(experiments, f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        found = self.client.search_runs(experiments, wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
 
     def find(self, experiment: str, tags: Mapping[str, str]) -> str | None:
@@ -108,3 +122,7 @@ class MlflowServer:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
+
+
+def _reason(error: MlflowException) -> str:
+    return str(error).splitlines()[0][:200]

@@ -112,6 +112,18 @@ def garbage_table(lines: Sequence[Mapping[str, Any]], removes: bool) -> str:
     return f"{_table(['folder', 'frees', 'why'], rows, ['frees'])}\n{said}"
 
 
+def gate_table(conditions: Sequence[Mapping[str, Any]]) -> str:
+    """One line a condition: what was wanted and what was got."""
+    rows = [
+        [
+            one["condition"], "no champion yet" if one["wanted"] is None else f"{one['wanted']:.6g}",
+            f"{one['got']:.6g}", "passed" if one["passed"] else "FAILED",
+        ]
+        for one in conditions
+    ]  # fmt: skip
+    return _table(["condition", "wanted", "got", ""], rows, ["wanted", "got"])
+
+
 def _count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 

@@ -20,7 +20,7 @@ from artifacts.manifest import Manifest
 from artifacts.store import Store
 from artifacts.syncing import write_whole
 from flows.artifact_files import STAGE_FILES, put_files
-from flows.mlflow_server import KEY_TAG, USES_TAG, MlflowServer
+from flows.mlflow_server import DIGEST_TAG, KEY_TAG, USES_TAG, MlflowServer
 from flows.points import accepted, log_table, numbers, send_points
 from flows.sent import Sent
 from pipelines.curves import curves
@@ -141,7 +141,7 @@ def _send_result(client: MlflowClient, run: str, folder: Path) -> None:
     client.log_batch(
         run,
         metrics=[Metric(name, value, made, step) for name, value in new.items()],
-        tags=[RunTag("align.digest", manifest.digest), RunTag("align.path", str(folder / "out"))],
+        tags=[RunTag(DIGEST_TAG, manifest.digest), RunTag("align.path", str(folder / "out"))],
     )
     put_files(client, run, folder / "out", "output")
     for name in STAGE_FILES:

@@ -1,0 +1,121 @@
+"""What a version of a registered model says of itself in MLflow: as tags, for programs, and as a page, for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+
+from artifacts.manifest import Manifest
+from flows.measuring import Made, measured, measures_adapter
+from flows.mlflow_server import DIGEST_TAG, KEY_TAG, USES_TAG
+from pipelines.compare import Compared, table
+from pipelines.gate import Measured, Verdict
+
+FIGURES_TAG, MEASURED_ON_TAG, REPORT_TAG = "align.figures", "align.measured_on", "align.report"
+
+
+def tags_of(model: Made, report: Made | None) -> dict[str, str]:
+    """Identity, lineage, and the figures with what they were measured on."""
+    lineage = [
+        {"name": model.name(each), "uses": each.uses, "key": each.key, "digest": each.digest} for each in model.chain
+    ]
+    said = {
+        KEY_TAG: model.manifest.key, USES_TAG: model.manifest.uses, DIGEST_TAG: model.manifest.digest,
+        "align.run_id": model.run.run_id if model.run is not None else "", "align.recipe": model.recipe or "",
+        "align.base": _origin(model), "align.data": json.dumps(_data(model)), "align.lineage": json.dumps(lineage),
+    }  # fmt: skip
+    if report is not None:
+        found = measured(report)
+        said |= {
+            REPORT_TAG: report.manifest.key, FIGURES_TAG: json.dumps(found.figures),
+            MEASURED_ON_TAG: json.dumps(found.on, sort_keys=True),
+        }  # fmt: skip
+    return said
+
+
+def stored_figures(version: ModelVersion) -> Measured:
+    """What `tags_of` wrote of its figures; none for a version without."""
+    return Measured(
+        json.loads(version.tags.get(FIGURES_TAG, "{}")), json.loads(version.tags.get(MEASURED_ON_TAG, "{}"))
+    )
+
+
+def description(model: Made, report: Made | None, run_link: str | None, alias: str, verdicts: Sequence[Verdict]) -> str:
+    """Markdown: what it is, its figures, the gate that it came through, the stages that made it."""
+    parts = [_what(model, run_link), *_figures(model, report), *_gate(alias, verdicts), _stages(model)]
+    return "\n\n".join(parts)
+
+
+def _what(model: Made, run_link: str | None) -> str:
+    run = ""
+    if model.run is not None:
+        run = f" of run [{model.run.run_id}]({run_link})" if run_link else f" of run {model.run.run_id}"
+    recipe = f", recipe {model.recipe}" if model.recipe else ""
+    rows = [f"{model.name(each)} ({each.metrics['data/rows_train']:,.0f} rows)" for each in _data_stages(model)]
+    return "\n".join([
+        f"Stage {model.name(model.manifest)}{run}{recipe}.", "", f"- base: {_origin(model)}",
+        f"- data: {', '.join(rows) or 'none'}", f"- digest: `{model.manifest.digest}`",
+    ])  # fmt: skip
+
+
+def _figures(model: Made, report: Made | None) -> list[str]:
+    """As a list, since tables have no room between their columns on MLflow's pages."""
+    if report is None:
+        return []
+    settings, prompts = report.manifest.fields, report.manifest.metrics["eval/prompts"]
+    headings, (values,) = table([Compared.read("", report.folder / "out")])
+    before = ", before the merge, to which it is equal but for rounding" if measures_adapter(report, model) else ""
+    against = report.manifest.payload["inputs"].get("against")
+    wins = f"; wins are counted over the policy of `{model.names.get(against, against[:12])}`" if against else ""
+    lines = [f"- {heading}: {value}" for heading, value in zip(headings[1:], values[1:], strict=True)]
+    return [
+        "### Figures",
+        "\n".join(lines),
+        f"Measured by `{model.name(report.manifest)}` (`{report.manifest.key[:12]}`) on {prompts:.0f} held-out prompts"
+        f"{before}: completions of up to {settings['max_new_tokens']} tokens at temperature "
+        f"{settings['temperature']:g}{wins}. In brackets: 95% intervals.",
+    ]
+
+
+def _gate(alias: str, verdicts: Sequence[Verdict]) -> list[str]:
+    if not verdicts:
+        return []
+    lines = [
+        f"- `{verdict.condition}`: {verdict.got:.4g}"
+        + (f", wanted {verdict.wanted:.4g}" if verdict.wanted is not None else ", and there was no champion before")
+        for verdict in verdicts
+    ]
+    return [f"### Became `{alias}` through", "\n".join(lines)]
+
+
+def _stages(model: Made) -> str:
+    lines = ["### The stages that made it", ""]
+    for each in model.chain:
+        name = model.name(each)
+        does = "" if name == each.uses else f" ({each.uses})"
+        lines.append(f"1. {name}{does} `{each.key[:12]}`, digest `{each.digest[:12]}`")
+    return "\n".join(lines)
+
+
+def _origin(model: Made) -> str:
+    """Where its base is from; a merge of a merge has several, of which this is the last."""
+    bases = [each for each in model.chain if each.uses == "base"]
+    if not bases:
+        return "no longer in the store"
+    about = model.store.folder(bases[-1].uses, bases[-1].key) / "out" / "base.json"
+    if not about.exists():
+        return bases[-1].key[:12]
+    said = json.loads(about.read_text())
+    return f"{said['origin']} (licence: {said['licence']})"
+
+
+def _data(model: Made) -> Mapping[str, Any]:
+    """The content of the files that its data stages read."""
+    return {model.name(each): each.payload["content"] for each in _data_stages(model)}
+
+
+def _data_stages(model: Made) -> list[Manifest]:
+    return [each for each in model.chain if "data/rows_train" in each.metrics]

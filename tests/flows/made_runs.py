@@ -1,0 +1,85 @@
+"""Finished runs without their training: real plans, results, records and MLflow runs, with figures as wanted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts.store import Store
+from flows.mlflow_server import MlflowServer
+from flows.planning import plan_of
+from flows.records import RunRecord
+from flows.tracked_stage import TrackedStage
+from pipelines.plan import Plan, Planned
+from tests.conftest import DEMONSTRATIONS, PAIRS, chain, write_rows
+
+HELD_OUT = [{"prompt": "Say five.", "chosen": "five", "rejected": "no", "check": {"kind": "lower"}}]
+
+
+class MadeRuns:
+    """Of the recipe `chain()`; complete models are copies of the one in the folder `model`."""
+
+    def __init__(self, store: Store, write_recipe: Callable[..., Path], model: Path) -> None:
+        self.store, self.write_recipe, self.model = store, write_recipe, model
+        self.held_out = HELD_OUT
+
+    def __call__(self, figures: Mapping[str, float], *, tracked: bool = True, **changes: Any) -> str:
+        """Another run, in MLflow unless it is not `tracked`; changes are `stage__field`, or a whole stage. Its id."""
+        recipe = chain()
+        recipe["stages"]["pairs"]["test_source"] = "held_out.jsonl"
+        for name, value in changes.items():
+            stage, _, field = name.partition("__")
+            recipe["stages"].setdefault(stage, {}).update({field: value} if field else value)
+        path = self.write_recipe(recipe)
+        write_rows(path.parent / "held_out.jsonl", self.held_out)
+        write_rows(path.parent / "more.jsonl", [*PAIRS, {"prompt": "Say six.", "chosen": "six", "rejected": "no"}])
+        plan = plan_of(path, None, None, self.store, until=None, strict_env=False)
+        run_id = f"recipe-{len(list((self.store.home / 'runs').glob('*.json')))}"
+        for planned in plan.stages:
+            if not self.store.folder(planned.uses, planned.key).exists():
+                self._commit(planned, figures)
+                TrackedStage(self.store, planned.uses, planned.key).note(planned, "recipe", run_id)
+        self._record(plan, run_id)
+        if tracked:
+            self.send()
+        return run_id
+
+    def send(self) -> None:
+        """Bring all that was made to MLflow."""
+        server = MlflowServer.reach(self.store.home, "recipe")
+        for facts in (self.store.home / "tracking").glob("*/facts.json"):
+            said = json.loads(facts.read_text())
+            TrackedStage(self.store, said["uses"], said["key"]).send(server, None, "FINISHED")
+
+    def _commit(self, planned: Planned, figures: Mapping[str, float]) -> None:
+        """What the stage would have left: a whole model where it is to be complete, else a file of its own."""
+        out = self.store.draft(planned.uses, planned.key) / "out"
+        out.mkdir(parents=True)
+        metrics: dict[str, float] = {}
+        if planned.handle.kind == "checkpoint":
+            shutil.copytree(self.model, out, dirs_exist_ok=True)
+            (out / "README.md").write_text(planned.key)
+        elif planned.handle.kind == "report":
+            metrics = {f"eval/{name}": value for name, value in figures.items()} | {"eval/prompts": 1.0}
+            write_rows(out / "completions.jsonl", [{"row": 1, "prompt": "Say five.", "completion": "five"}])
+            (out / "report.json").write_text(json.dumps({"metrics": metrics, "by_kind": {}, "against": None}))
+        elif planned.uses == "data":
+            metrics = {"data/rows_train": 4.0}
+            write_rows(out / "test.jsonl", self.held_out if planned.label == "pairs" else DEMONSTRATIONS)
+        else:
+            (out / "weights").write_text(planned.key)
+        self.store.commit(
+            uses=planned.uses, key=planned.key, kind=planned.handle.kind, payload=planned.payload,
+            fields=planned.stage.settings(), metrics=metrics, seconds=1.0, source_digest="",
+        )  # fmt: skip
+
+    def _record(self, plan: Plan, run_id: str) -> None:
+        stages = [
+            {"name": each.label, "uses": each.uses, "key": each.key, "status": "ran", "seconds": 1.0,
+             "path": str(self.store.folder(each.uses, each.key) / "out"), "metrics": {}, "error": None}
+            for each in plan.stages
+        ]  # fmt: skip
+        RunRecord(str(plan.recipe.path), run_id, None, None, stages).save(self.store.home)

@@ -1,4 +1,4 @@
-"""From a finished run to a champion that the next recipe starts from, and back, through the command that people type."""
+"""From a finished run to a champion that the next recipe starts from, and back, through the command itself."""
 
 from __future__ import annotations
 

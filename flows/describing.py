@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
+from pydantic import TypeAdapter, ValidationError
 
+from artifacts.errors import UserError
 from artifacts.manifest import Manifest
 from flows.measuring import Made, measured, measures_adapter
 from flows.mlflow_server import DIGEST_TAG, KEY_TAG, USES_TAG
@@ -37,10 +39,17 @@ def tags_of(model: Made, report: Made | None) -> dict[str, str]:
 
 
 def stored_figures(version: ModelVersion) -> Measured:
-    """What `tags_of` wrote of its figures; none for a version without."""
-    return Measured(
-        json.loads(version.tags.get(FIGURES_TAG, "{}")), json.loads(version.tags.get(MEASURED_ON_TAG, "{}"))
-    )
+    """What `tags_of` wrote of its figures; none for a version without. Raises UserError where someone changed them."""
+    try:
+        return Measured(
+            TypeAdapter(dict[str, float]).validate_json(version.tags.get(FIGURES_TAG, "{}")),
+            TypeAdapter(dict[str, Any]).validate_json(version.tags.get(MEASURED_ON_TAG, "{}")),
+        )
+    except ValidationError as error:
+        raise UserError(
+            f"{version.name} version {version.version}: its tags {FIGURES_TAG} and {MEASURED_ON_TAG} are not as they "
+            "were written; promote it again with --report, or take conditions without `champion`"
+        ) from error
 
 
 def description(model: Made, report: Made | None, run_link: str | None, alias: str, verdicts: Sequence[Verdict]) -> str:

@@ -61,7 +61,7 @@ def promote(
     """
     if alias not in ALIASES:
         raise UserError(f"--as: wanted {' or '.join(ALIASES)}, got {alias!r}{did_you_mean(alias, ALIASES)}")
-    gate = conditions(must, "--must")
+    gate = conditions(must, "must" if isinstance(must, Mapping) else "--must")
     store = Store(align_home())
     model = find_model(stage, store)
     found = find_report(model, report)
@@ -81,7 +81,7 @@ def promote(
 def _promoted(
     model: Made, report: Made | None, versions: Versions, server: MlflowServer, alias: str, gate: Sequence[Condition]
 ) -> Promotion:
-    champion = versions.at(CHAMPION)
+    champion = versions.at(CHAMPION) if any(condition.champion for condition in gate) else None
     verdicts: list[Verdict] = []
     if report is not None:
         verdicts = judge(gate, measured(report), stored_figures(champion) if champion is not None else None)

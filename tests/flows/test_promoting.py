@@ -191,6 +191,16 @@ def test_a_champion_without_figures_is_said(train, align):
     assert status == 2 and "check_rate: the champion has no such figure, only none" in err
 
 
+def test_figures_that_someone_changed_in_the_registry_are_not_believed(train, align, registry):
+    old, new = train(GOOD), train(BETTER, dpo__beta=0.2)
+    assert align("promote", f"{old}:merge", "--as", "champion")[0] == 0
+    registry.set_model_version_tag("recipe", "1", "align.figures", "good")
+    status, _, err = align("promote", f"{new}:merge", "--as", "champion", "--must", "check_rate>champion")
+    assert status == 2 and "recipe version 1: its tags align.figures and align.measured_on are not as they were" in err
+    assert align("promote", f"{old}:merge", "--as", "champion")[0] == 0
+    assert align("promote", f"{new}:merge", "--as", "champion", "--must", "check_rate>champion")[0] == 0
+
+
 def test_of_several_evaluations_one_must_be_named(train, align, registry):
     again = {"uses": "evaluate", "policy": "merge", "data": "pairs", "max_new_tokens": 16}
     run = train(GOOD, eval_short=again)

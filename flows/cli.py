@@ -65,8 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(verb=_show)
     compare = verbs.add_parser("compare", help="policies side by side, from runs or evaluate stages")
     compare.add_argument("what", nargs="+", metavar="RUN|STAGE", help="RUN, RUN:stage, or the beginning of a key")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write all of it as one page that stands alone")
     compare.add_argument("--chart", type=Path, metavar="FILE.png", help="write the chart to this file")
+    compare.add_argument("--frontier", type=Path, metavar="FILE.png", help="write the chart against KL to this file")
     compare.add_argument("--completions", type=int, default=0, metavar="N", help="show N prompts side by side")
+    compare.add_argument("--link", action="store_true", help="print where MLflow's own page compares these")
     compare.set_defaults(verb=_compare)
     sync = verbs.add_parser("sync", help="send MLflow what it lacks")
     sync.set_defaults(verb=_sync)
@@ -163,9 +166,10 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from flows.comparing import compare
+    from flows.comparing import Wanted, compare
 
-    return compare(args.what, as_json=args.json, chart_file=args.chart, completions=args.completions)
+    wanted = Wanted(args.chart, args.frontier, args.html, args.completions, args.link)
+    return compare(args.what, wanted, as_json=args.json)
 
 
 def _whole(text: str) -> int:

@@ -3,38 +3,106 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from artifacts.errors import UserError
 from artifacts.manifest import Manifest
 from artifacts.store import Store
+from flows.comparison_text import full
 from flows.home import align_home
 from flows.records import find_record
 from flows.summary import policies_of
-from flows.tables import policies_table
-from pipelines.compare import Compared, chart, differences, side_by_side
+from pipelines.comparison.charts import chart
+from pipelines.comparison.comparison import Comparisons
+from pipelines.comparison.frontier import frontier
+from pipelines.comparison.page import page
+from pipelines.comparison.policies import Compared
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHORTEST_KEY = 6
+PICTURES = (".png", ".svg", ".pdf")
 
 
-def compare(what: Sequence[str], *, as_json: bool, chart_file: Path | None, completions: int) -> int:
-    """Print the evaluated policies of runs and stages as one table."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made of a comparison, beside the answer."""
+
+    chart: Path | None = None
+    frontier: Path | None = None
+    html: Path | None = None
+    completions: int = 0
+    link: bool = False
+
+    def check(self) -> None:
+        """Raise UserError for a file that can't be written, before anything is read."""
+        for option, file in (("--chart", self.chart), ("--frontier", self.frontier), ("--html", self.html)):
+            if file is None:
+                continue
+            if not file.resolve().parent.is_dir() or file.is_dir():
+                raise UserError(f"{option}: wanted a file in a folder that is there, got {file}")
+            if option != "--html" and file.suffix not in PICTURES:
+                raise UserError(f"{option}: wanted a file named {', '.join(f'*{end}' for end in PICTURES)}, got {file}")
+        if self.completions < 0:
+            raise UserError(f"--completions: wanted 0 or more, got {self.completions}")
+
+
+def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
+    """Print the evaluated policies of runs and stages, compared, and write what else is wanted.
+
+    A run by itself is shown in parts where its policies were evaluated differently; between things that were named one
+    by one that is an error.
+    """
+    wanted.check()
     policies = [policy for name in what for policy in _policies(name, prefix=len(what) > 1)]
     if not policies:
         raise UserError(f"{' '.join(what)}: no evaluate stage there has finished; its recipe may have none")
-    if chart_file is not None and (figure := chart(policies)) is not None:
-        figure.savefig(chart_file, dpi=120)
+    comparisons = Comparisons.of(policies, Store(align_home()), alike=len(what) > 1)
+    links = _links(comparisons) if wanted.link else {}
+    _save(comparisons, wanted, " ".join(what), links)
     if as_json:
-        said = [{"name": policy.name, "metrics": policy.metrics, "by_kind": policy.by_kind} for policy in policies]
-        print(json.dumps({"policies": said, "differences": differences(policies)}))
+        print(json.dumps({**comparisons.as_dict(), "links": links}))
         return 0
-    print(policies_table(policies))
-    print("\n".join(differences(policies)))
-    if completions:
-        print("\n" + side_by_side(policies, completions))
+    print(full(comparisons, wanted.completions))
+    for name, link in links.items():
+        print(f"\n{name}: {link}")
     return 0
+
+
+def _save(comparisons: Comparisons, wanted: Wanted, title: str, links: dict[str, str]) -> None:
+    first = comparisons.each[0]
+    _save_picture(wanted.chart, chart(first.policies) if wanted.chart else None)
+    _save_picture(wanted.frontier, frontier(first) if wanted.frontier else None)
+    if wanted.html is not None:
+        wanted.html.write_text(page(comparisons, title, links))
+
+
+def _save_picture(file: Path | None, figure: Figure | None) -> None:
+    if file is None:
+        return
+    if figure is None:
+        print(f"{file}: not written: no two of these policies have the figures for it", file=sys.stderr)
+    else:
+        figure.savefig(file, dpi=120)
+
+
+def _links(comparisons: Comparisons) -> dict[str, str]:
+    """MLflow's pages for these; raises UserError if it can't be reached."""
+    from flows.compare_links import LOCAL, compare_links
+    from flows.mlflow_server import MlflowServer
+
+    server = MlflowServer.reach(align_home())
+    found = compare_links(comparisons, server.uri, server.place_of)
+    if not found:
+        print("MLflow does not have the runs of these stages; `align sync` sends what it lacks", file=sys.stderr)
+    elif server.is_own:
+        print(f"at {LOCAL} after: mlflow ui --backend-store-uri {server.uri}", file=sys.stderr)
+    return found
 
 
 def _policies(name: str, *, prefix: bool) -> list[Compared]:

@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from artifacts.errors import UserError
 from artifacts.locking import held
+from flows.compare_links import Place
 
 MARK_TAG = "align.server"
 KEY_TAG, USES_TAG, DIGEST_TAG = "align.key", "align.uses", "align.digest"
@@ -97,12 +98,17 @@ class MlflowServer:
 
         With `digest`, a finished one that has these bytes among its artifacts.
         """
+        place = self.place_of(key, digest)
+        return place.run if place else None
+
+    def place_of(self, key: str, digest: str | None = None) -> Place | None:
+        """That run and its experiment."""
         wanted = f"tags.`{KEY_TAG}` = '{key}'"
         if digest is not None:
             wanted += f" and tags.`{DIGEST_TAG}` = '{digest}' and attributes.status = 'FINISHED'"
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         found = self.client.search_runs(experiments, wanted, max_results=1)
-        return str(found[0].info.run_id) if found else None
+        return Place(str(found[0].info.run_id), str(found[0].info.experiment_id)) if found else None
 
     def find(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """A run with all of these tags."""

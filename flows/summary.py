@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from artifacts.store import Store
+from flows.comparison_text import markdown, markdown_findings
+from flows.home import align_home
 from flows.records import RunRecord
 from flows.tracking import Tracker
-from pipelines.compare import Compared, chart, differences, markdown_table, side_by_side
+from pipelines.comparison.charts import chart
+from pipelines.comparison.comparison import Comparisons
+from pipelines.comparison.frontier import frontier
+from pipelines.comparison.page import page
+from pipelines.comparison.policies import Compared
 
 HEADLINES = (
     "judge/win_rate", "eval/check_rate", "eval/reward_accuracy", "validation/score", "objective/scores",
@@ -21,7 +27,16 @@ HEADLINES = (
 
 def policies_of(record: RunRecord) -> list[Compared]:
     """The evaluated policies of a run, in its order; `eval_dpo` is shown as `dpo`."""
-    return [Compared.read(_policy_name(name), folder) for name, folder in record.reports.items()]
+    names = [_policy_name(stage) for stage in record.reports]
+    return [
+        Compared.read(name if names.count(name) == 1 else stage, folder)
+        for name, (stage, folder) in zip(names, record.reports.items(), strict=True)
+    ]
+
+
+def comparisons_of(record: RunRecord) -> Comparisons:
+    """The evaluated policies of a run, compared with those that were evaluated alike."""
+    return Comparisons.of(policies_of(record), Store(align_home()))
 
 
 def _policy_name(stage: str) -> str:
@@ -43,12 +58,10 @@ def headline(stage: Mapping[str, Any]) -> str:
 
 def conclude(record: RunRecord, tracker: Tracker, store: Store, ui: str | None) -> str:
     """Log the comparison, close the parent run, and give the Markdown summary with links."""
-    policies = policies_of(record)
-    if policies:
-        tracker.file("comparison.md").write_text(comparison_markdown(policies))
-        if (figure := chart(policies)) is not None:
-            figure.savefig(tracker.file("comparison.png"))
-    summary = _markdown(record, policies, ui)
+    comparisons = comparisons_of(record)
+    if comparisons.each:
+        _write_comparison(comparisons, record, tracker)
+    summary = _markdown(record, comparisons, ui)
     failed = any(stage["status"] == "failed" for stage in record.stages)
     status = "FAILED" if failed else "FINISHED"
     tracker.end(status, record.stages, summary=summary, metrics=_headline_metrics(record), ui=ui)
@@ -56,10 +69,14 @@ def conclude(record: RunRecord, tracker: Tracker, store: Store, ui: str | None) 
     return summary
 
 
-def comparison_markdown(policies: Sequence[Compared]) -> str:
-    """Table, paired differences and completions."""
-    said = "\n".join(f"- {line}" for line in differences(policies))
-    return f"{markdown_table(policies)}\n\n{said}\n\n## Side by side\n\n{side_by_side(policies)}\n"
+def _write_comparison(comparisons: Comparisons, record: RunRecord, tracker: Tracker) -> None:
+    """As Markdown, as a page that stands alone, and as pictures of the first held-out set."""
+    tracker.file("comparison.md").write_text(markdown(comparisons))
+    tracker.file("comparison.html").write_text(page(comparisons, record.run_id, tracker.compare_links(comparisons)))
+    first = comparisons.each[0]
+    for name, figure in (("comparison.png", chart(first.policies)), ("frontier.png", frontier(first))):
+        if figure is not None:
+            figure.savefig(tracker.file(name))
 
 
 def _headline_metrics(record: RunRecord) -> dict[str, float]:
@@ -75,15 +92,15 @@ def _headline_metrics(record: RunRecord) -> dict[str, float]:
     return found
 
 
-def _markdown(record: RunRecord, policies: Sequence[Compared], ui: str | None) -> str:
+def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> str:
     lines = [f"# {record.run_id}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
     for stage in record.stages:
         lines.append(
             f"| {stage['name']} | {stage['status']} | {stage['seconds']:.0f} | {headline(stage)} | "
             f"`{stage['key'][:12]}` |"
         )
-    if policies:
-        lines += ["", markdown_table(policies), "", *(f"- {line}" for line in differences(policies))]
+    if comparisons.each:
+        lines += ["", markdown_findings(comparisons)]
     links = [("Prefect flow run", ui), ("MLflow run", mlflow_link(record))]
     lines += ["", *(f"[{name}]({link})" for name, link in links if link)]
     return "\n".join(lines)

@@ -23,7 +23,8 @@ def render(table: Table) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
+    """Rows under headings; the columns `numbers` stand to the right."""
     table = Table(box=None, pad_edge=False, header_style="none")
     for heading in headings:
         table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
@@ -34,17 +35,16 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequ
 
 def run_tables(record: Any, *, paths: bool) -> str:
     """A run's stages, its policies compared, and what to open next."""
-    from flows.summary import headline, mlflow_link, policies_of
-    from pipelines.compare import differences
+    from flows.comparison_text import short
+    from flows.summary import comparisons_of, headline, mlflow_link
 
     rows = [
         [stage["name"], stage["status"], f"{stage['seconds']:.0f} s", headline(stage), stage["key"][:12]]
         for stage in record.stages
     ]
-    parts = [_table(["stage", "status", "time", "figure", "key"], rows, ["time"])]
-    policies = policies_of(record)
-    if policies:
-        parts += ["", policies_table(policies), *differences(policies)]
+    parts = [text_table(["stage", "status", "time", "figure", "key"], rows, ["time"])]
+    if (comparisons := comparisons_of(record)).each:
+        parts += ["", short(comparisons)]
     if paths:
         parts += ["", *(f"{stage['name']}: {stage['path']}" for stage in record.stages if stage["path"])]
     parts += ["", f"run {record.run_id}: align show {record.run_id}"]
@@ -58,14 +58,6 @@ def run_tables(record: Any, *, paths: bool) -> str:
 def _database() -> Path:
     path = align_home() / "mlflow.db"
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def policies_table(policies: Sequence[Any]) -> str:
-    """The comparison of policies."""
-    from pipelines.compare import table
-
-    headings, rows = table(policies)
-    return _table(headings, rows, headings[1:])
 
 
 def runs_table(records: Sequence[Any]) -> str:
@@ -86,7 +78,7 @@ def runs_table(records: Sequence[Any]) -> str:
                 f"{sum(s['seconds'] for s in record.stages):.0f} s",
             ]
         )
-    return _table(["run", "recipe", "stages", "time"], rows, ["time"])
+    return text_table(["run", "recipe", "stages", "time"], rows, ["time"])
 
 
 def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -99,7 +91,7 @@ def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
         for stage in stages
     ]  # fmt: skip
     numbers = ["parameters", "trainable", "steps", "memory"]
-    return _table(["stage", "", *numbers, "why"], rows, numbers)
+    return text_table(["stage", "", *numbers, "why"], rows, numbers)
 
 
 def garbage_table(lines: Sequence[Mapping[str, Any]], removes: bool) -> str:
@@ -109,7 +101,7 @@ def garbage_table(lines: Sequence[Mapping[str, Any]], removes: bool) -> str:
     rows = [[line["path"], f"{line['bytes'] / 2**20:,.1f} MiB", line["why"]] for line in lines]
     total = sum(line["bytes"] for line in lines) / 2**20
     said = f"{len(lines)} folders, {total:,.1f} MiB" + ("" if removes else "; nothing removed yet: add --yes")
-    return f"{_table(['folder', 'frees', 'why'], rows, ['frees'])}\n{said}"
+    return f"{text_table(['folder', 'frees', 'why'], rows, ['frees'])}\n{said}"
 
 
 def gate_table(conditions: Sequence[Mapping[str, Any]]) -> str:

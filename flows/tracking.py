@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from artifacts.errors import InterruptedStage
 from artifacts.store import Store
+from flows.compare_links import Place, compare_links
 from flows.courier import Courier
 from flows.elsewhere import fetch
 from flows.mlflow_server import MlflowServer
@@ -24,6 +25,7 @@ from flows.sync import send_run
 from flows.tracked_run import TrackedRun
 from flows.tracked_stage import TrackedStage
 from flows.watch import Watcher
+from pipelines.comparison.comparison import Comparisons
 from pipelines.plan import Plan, Planned
 
 HURRY_S = 2.0
@@ -105,6 +107,22 @@ class Tracker:
         if self.server is None:
             return None
         return TrackedStage(self.store, uses, key).sent(self.server.name).run_id or self._known.get(key)
+
+    def compare_links(self, comparisons: Comparisons) -> dict[str, str]:
+        """MLflow's own pages that compare the stages, without asking it: of stages first made by this recipe."""
+        server, recipe = self.server, self.plan.recipe.name
+        if server is None:
+            return {}
+        stages = {planned.key: TrackedStage(self.store, planned.uses, planned.key) for planned in self.plan.stages}
+
+        def place(key: str) -> Place | None:
+            stage = stages.get(key)
+            run = stage.sent(server.name).run_id if stage else None
+            if stage is None or run is None or (stage.facts or {}).get("experiment") != recipe:
+                return None
+            return Place(run, server.experiment(recipe))
+
+        return compare_links(comparisons, server.uri, place)
 
     def also(self, record: RunRecord) -> None:
         """Send what MLflow lacks of another run too."""

@@ -1,0 +1,131 @@
+"""The comparison as tables of text: headings and rows, of how good the policies are and of what they cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+
+from pipelines.comparison.comparison import Comparison
+from pipelines.comparison.lineage import MEMORY, SECONDS, TOKENS
+from pipelines.comparison.methods import Method
+
+Rows = tuple[list[str], list[list[str]]]
+"""Headings, and a row of cells for each policy or method."""
+Shown = tuple[str, str, Callable[[float], str]]
+"""A metric, its heading, and how it is written."""
+NONE = "–"
+
+
+def _form(form: str) -> Callable[[float], str]:
+    return form.format
+
+
+def gib(value: float) -> str:
+    return f"{value / 2**30:.2f} GiB"
+
+
+QUALITY: tuple[Shown, ...] = (
+    ("eval/check_rate", "check rate", _form("{:.1%}")),
+    ("eval/win_rate", "win rate", _form("{:.1%}")),
+    ("eval/score_mean", "score", _form("{:.2f}")),
+    ("eval/preference_accuracy", "pref. acc.", _form("{:.1%}")),
+    ("eval/perplexity", "perplexity", _form("{:.2f}")),
+    ("eval/kl_to_reference", "KL", _form("{:.2f}")),
+)
+WRITING: tuple[Shown, ...] = (
+    ("eval/length_mean", "tokens", _form("{:.1f}")),
+    ("eval/length_ratio", "length", _form("{:.2f}x")),
+    ("eval/repetition", "repetition", _form("{:.1%}")),
+    ("eval/truncated_rate", "cut off", _form("{:.1%}")),
+)
+COSTS: tuple[Shown, ...] = (
+    ("model/trainable", "trainable", _form("{:,.0f}")),
+    (SECONDS, "seconds", _form("{:,.0f}")),
+    (f"{SECONDS}_before", "before it", _form("{:,.0f}")),
+    (TOKENS, "trained on", _form("{:,.0f}")),
+    (MEMORY, "peak", gib),
+)
+QUALITY_NOTE = (
+    "Intervals are 95%. Perplexity is of the chosen completions; KL is in nats a completion, on the policy's own. Wins "
+    "are counted over, and KL is measured to: "
+)
+COST_NOTE = (
+    "length: mean tokens over those of what it is compared with. repetition: share of 3-grams that a completion has "
+    "already had. seconds, peak memory and tokens (trained on) are those of the stage that trained it (of its last "
+    "attempt, if it was resumed); `before it` is all that this stage needed first, each once:"
+)
+
+
+def quality(comparison: Comparison) -> Rows:
+    """A row for each policy, and one of mean and standard deviation after those that differ in seeds alone."""
+    metrics = [policy.metrics for policy in comparison.policies]
+    columns = [shown for shown in QUALITY if any(shown[0] in found for found in metrics)]
+    rows = []
+    for method in comparison.methods:
+        rows += [[one.name, *(_measured(one.metrics, shown) for shown in columns)] for one in method.policies]
+        if len(method.policies) > 1:
+            rows.append([over_seeds(method), *(_mean(method, shown) for shown in columns)])
+    return ["policy", *(heading for _, heading, _ in columns)], rows
+
+
+def quality_note(comparison: Comparison) -> str:
+    """How to read the figures, and over whom each policy's wins are counted and to what its KL is measured."""
+    reports = {policy.key: policy.name for policy in comparison.policies}
+    evaluated = {policy.policy: policy.name for policy in comparison.policies}
+    said: dict[tuple[str, str], list[str]] = {}
+    for policy in comparison.policies:
+        over = (
+            reports.get(policy.against or "", (policy.against or "")[:12]) if "eval/win_rate" in policy.metrics else ""
+        )
+        to = evaluated.get(policy.reference or "", (policy.reference or "")[:12])
+        if over or to:
+            said.setdefault((over or NONE, to or NONE), []).append(policy.name)
+    return (
+        QUALITY_NOTE + "; ".join(f"{', '.join(names)} over {over}, to {to}" for (over, to), names in said.items()) + "."
+    )
+
+
+def over_seeds(method: Method) -> str:
+    """What a row of means is called."""
+    return f"{method.name}, {len(method.policies)} seeds"
+
+
+def _measured(metrics: Mapping[str, float], shown: Shown) -> str:
+    name, _, form = shown
+    if name not in metrics:
+        return NONE
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    interval = "" if low is None or high is None else f" [{form(low).removesuffix('%')}, {form(high)}]"
+    return form(metrics[name]) + interval
+
+
+def _mean(method: Method, shown: Shown) -> str:
+    name, _, form = shown
+    spread = method.spread(name)
+    if name not in method.metrics or spread is None:
+        return NONE
+    return f"{form(method.metrics[name])} ± {form(spread)}"
+
+
+def costs(comparison: Comparison) -> Rows:
+    """A row for each method, means over its seeds: how it writes, and what it took."""
+    figures = [_figures(comparison, method) for method in comparison.methods]
+    columns = [shown for shown in (*WRITING, *COSTS) if any(shown[0] in found for found in figures)]
+    rows = [
+        [method.name, *(form(found[name]) if name in found else NONE for name, _, form in columns)]
+        for method, found in zip(comparison.methods, figures, strict=True)
+    ]
+    return ["policy", *(heading for _, heading, _ in columns)], rows
+
+
+def _figures(comparison: Comparison, method: Method) -> dict[str, float]:
+    each = [comparison.histories[policy.name].costs for policy in method.policies]
+    shared = set.intersection(*(set(one) for one in each))
+    return {**method.metrics, **{name: statistics.fmean(one[name] for one in each) for name in shared}}
+
+
+def before(comparison: Comparison) -> Iterator[str]:
+    """What each method's training stage needed first: `ppo: reward 93 s, sft 137 s`."""
+    for method in comparison.methods:
+        if spent := comparison.history(method).before:
+            yield f"{method.name}: {', '.join(f'{one.uses} {one.seconds:.0f} s' for one in spent)}"

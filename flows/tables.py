@@ -24,10 +24,11 @@ def render(table: Table) -> str:
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
-    """Rows under headings; the columns `numbers` stand to the right."""
+    """Rows under headings; the columns `numbers` stand to the right, and others are folded before they are."""
     table = Table(box=None, pad_edge=False, header_style="none")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+        number = heading in numbers
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*row)
     return render(table)
@@ -48,6 +49,8 @@ def run_tables(record: Any, *, paths: bool) -> str:
     if paths:
         parts += ["", *(f"{stage['name']}: {stage['path']}" for stage in record.stages if stage["path"])]
     parts += ["", f"run {record.run_id}: align show {record.run_id}"]
+    if comparisons.each:
+        parts.append(f"costs, needs, curves and completions: align compare {record.run_id} --html FILE")
     link = mlflow_link(record)
     parts.append(f"MLflow: {link}" if link else f"MLflow: mlflow ui --backend-store-uri sqlite:///{_database()}")
     merged = [stage for stage in record.stages if stage["uses"] == "merge" and stage["path"]]

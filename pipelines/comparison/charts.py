@@ -1,4 +1,4 @@
-"""Check rate or score of every policy as bars, and the check rate by kind of constraint."""
+"""Check rate or score of every policy with its interval, and beside it the check rate by kind of constraint."""
 
 from __future__ import annotations
 
@@ -10,49 +10,65 @@ from pipelines.comparison.policies import Compared
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+WORTH = (("eval/check_rate", "check rate"), ("eval/score_mean", "score"))
+"""What a policy is worth, the most telling first."""
+LONGEST = 28
+"""Characters of a name in a picture."""
+DARK = 0.55
+"""A share above this is written in white on its colour."""
+
 
 def chart(policies: Sequence[Compared]) -> Figure | None:
-    """Each policy's judged outcome with its interval, and beside it the check rate by kind; None without a figure."""
-    metric = next((name for name in ("eval/check_rate", "eval/score_mean") if name in policies[-1].metrics), None)
-    if metric is None:
+    """A line for each policy, the first on top; None where none has a figure."""
+    found = next(((metric, name) for metric, name in WORTH if any(metric in one.metrics for one in policies)), None)
+    if found is None:
         return None
     from matplotlib.figure import Figure
 
+    metric, name = found
     shown = [policy for policy in policies if metric in policy.metrics]
     kinds = sorted({kind for policy in shown for kind in policy.by_kind})
-    figure = Figure(figsize=(4 + (7 if kinds else 0), 4.2), layout="constrained")
-    axes = figure.subplots(1, 2 if kinds else 1, squeeze=False, width_ratios=[1, 2.4] if kinds else [1])[0]
-    _overall(axes[0], shown, metric)
+    width = 4.5 + (1.0 + 0.62 * len(kinds) if kinds else 0)
+    figure = Figure(figsize=(width, 1.5 + 0.34 * len(shown)), layout="constrained")
+    ratios = [4.0, 0.62 * len(kinds)] if kinds else [1]
+    axes = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios, sharey=True)[0]
+    _overall(axes[0], shown, metric, name)
     if kinds:
-        _kinds(axes[1], shown, kinds)
+        _by_kind(axes[1], shown, kinds)
     return figure
 
 
-def _overall(axis: Any, shown: Sequence[Compared], metric: str) -> None:
-    values = [policy.metrics[metric] for policy in shown]
-    errors = [
-        [policy.metrics[metric] - policy.metrics.get(f"{metric}_low", policy.metrics[metric]) for policy in shown],
-        [policy.metrics.get(f"{metric}_high", policy.metrics[metric]) - policy.metrics[metric] for policy in shown],
-    ]
-    names = [policy.name for policy in shown]
-    axis.bar(names, values, yerr=errors, capsize=5, color=[f"C{i}" for i in range(len(shown))])
-    for position, value in enumerate(values):
-        axis.annotate(
-            f"{value:.0%}" if metric.endswith("rate") else f"{value:.2f}", (position, 0), (0, 4),
-            textcoords="offset points", ha="center", color="white", weight="bold",
-        )  # fmt: skip
-    axis.set_title(f"held-out {metric.removeprefix('eval/').replace('_', ' ')}, 95% interval", fontsize=10)
+def label(name: str) -> str:
+    """A name as a picture can bear it: not too long, and with no mathematics in it."""
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    return short.replace("$", r"\$").replace("\n", " ")
+
+
+def _overall(axis: Any, shown: Sequence[Compared], metric: str, name: str) -> None:
+    for line, policy in enumerate(shown):
+        value = policy.metrics[metric]
+        low, high = (policy.metrics.get(f"{metric}_{end}", value) for end in ("low", "high"))
+        axis.errorbar([value], [line], xerr=[[value - low], [high - value]], fmt="o", color=f"C{line % 10}", capsize=3)
+        said = f"{value:.0%}" if metric.endswith("rate") else f"{value:.2f}"
+        axis.annotate(said, (value, line), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    axis.set_yticks(range(len(shown)), [label(policy.name) for policy in shown], fontsize=9)
+    axis.set_ylim(len(shown) - 0.4, -0.8)
+    axis.set_title(f"{name}, 95% interval", fontsize=10)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _kinds(axis: Any, shown: Sequence[Compared], kinds: Sequence[str]) -> None:
-    width = 0.8 / len(shown)
-    for number, policy in enumerate(shown):
-        rates = [policy.by_kind.get(kind, {}).get("rate", 0.0) for kind in kinds]
-        places = [place + (number - (len(shown) - 1) / 2) * width for place in range(len(kinds))]
-        axis.bar(places, rates, width, label=policy.name, color=f"C{number}")
-    axis.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=8)
-    axis.set_ylim(0, 1.14)  # room for the legend above full bars
-    axis.set_title("by kind of constraint", fontsize=10)
-    axis.legend(frameon=False, fontsize=8, ncols=len(shown), loc="upper left", bbox_to_anchor=(0, 1.0))
-    axis.spines[["top", "right"]].set_visible(False)
+def _by_kind(axis: Any, shown: Sequence[Compared], kinds: Sequence[str]) -> None:
+    """Shares as colours, with their numbers."""
+    rates = [[policy.by_kind.get(kind, {}).get("rate", float("nan")) for kind in kinds] for policy in shown]
+    axis.imshow(rates, aspect="auto", cmap="Blues", vmin=0, vmax=1)
+    for line, row in enumerate(rates):
+        for place, rate in enumerate(row):
+            if rate == rate:
+                colour = "white" if rate > DARK else "black"
+                axis.text(place, line, f"{rate:.0%}", ha="center", va="center", fontsize=7.5, color=colour)
+    axis.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=7.5)
+    axis.tick_params(axis="y", length=0, labelleft=False)
+    axis.set_title("check rate by kind of constraint", fontsize=10)
+    axis.spines[:].set_visible(False)

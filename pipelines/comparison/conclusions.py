@@ -41,16 +41,21 @@ def _findings(methods: Sequence[Method], pairs: Sequence[Pair]) -> list[str]:
 
 
 def _power(pairs: Sequence[Pair]) -> str:
-    n, smallest = pairs[0].prompts, [pair.smallest for pair in pairs if pair.smallest > 0]
-    if not smallest:
+    n, apart = pairs[0].prompts, [pair for pair in pairs if pair.smallest > 0]
+    if not apart:
         return f"On none of {n} prompts do any two of them differ, so their spread, and what it would hide, is unknown."
-    size = statistics.median(smallest)
-    shown = f"{size:.2f}" if pairs[0].measure == SCORE else f"{math.ceil(100 * size)} points"
+    alone = _size(statistics.median(pair.smallest for pair in apart), apart[0])
+    together = _size(statistics.median(pair.smallest_holm for pair in apart), apart[0])
+    corrected = f", or {together} where the correction for {len(pairs)} pairs asks most" if len(pairs) > 1 else ""
     return (
-        f"{n} prompts like these can't tell differences below about {shown}: a true one of that size is found four "
-        f"times in five (at {LEVEL:.0%}, one pair by itself, at the median spread of these pairs), a smaller one less "
-        "often. No clear difference is no proof that there is none."
+        f"{n} prompts like these can't tell differences below about {alone}{corrected}: a true one of that size is "
+        "found four times in five (at the median spread of the pairs that differ), a smaller one less often. No clear "
+        "difference is no proof that there is none."
     )
+
+
+def _size(value: float, pair: Pair) -> str:
+    return f"{value:.2f}" if pair.measure == SCORE else f"{math.ceil(100 * value)} points"
 
 
 def _seeds(methods: Sequence[Method], pairs: Sequence[Pair]) -> list[str]:

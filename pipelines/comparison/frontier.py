@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipelines.comparison.charts import WORTH, label
 from pipelines.comparison.comparison import Comparison
 from pipelines.comparison.policies import Compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORTH = (("eval/check_rate", "check rate"), ("eval/score_mean", "score"))
 KL = "eval/kl_to_reference"
 PLACES = tuple(
     (side * 8, up, "left" if side > 0 else "right") for up in (5, -13, 17, -25, 29, -37, 41, -49) for side in (1, -1)
@@ -92,12 +92,12 @@ def _label(axis: Any, drawn: Sequence[Point]) -> None:
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at] + [(x - 3, low, x + 3, top) for (x, low), (_, top) in ends]
     unit = figure.dpi / 72
     for point, (x, y) in zip(drawn, at, strict=True):
-        boxes = [_box(x, y, right * unit, up * unit, side, 5.2 * unit * len(point.name), 9 * unit)
+        boxes = [_box(x, y, right * unit, up * unit, side, 5.2 * unit * len(label(point.name)), 9 * unit)
                  for right, up, side in PLACES]  # fmt: skip
         best = min(range(len(PLACES)), key=lambda i: sum(_overlap(boxes[i], other) for other in taken))
         right, up, side = PLACES[best]
         taken.append(boxes[best])
-        axis.annotate(point.name, (point.kl, point.worth), (right, up), textcoords="offset points", ha=side,
+        axis.annotate(label(point.name), (point.kl, point.worth), (right, up), textcoords="offset points", ha=side,
                       fontsize=8.5, color=f"C{point.method % 10}")  # fmt: skip
 
 

@@ -126,7 +126,7 @@ class History:
     def before(self) -> list[Spent]:
         """What had to be made before that stage could start, the dearest first."""
         chain = self.lineage.chain(self.own.key)[1:] if self.own else []
-        return sorted(map(Spent.by, chain), key=lambda one: -one.seconds)
+        return sorted(map(Spent.by, chain), key=lambda one: (-one.seconds, one.uses))
 
     @cached_property
     def costs(self) -> Mapping[str, float]:

@@ -35,7 +35,7 @@ def _written(name: str, result: Mapping[str, Any]) -> Written:
 def side_by_side(policies: Sequence[Compared], prompts: int = PROMPTS) -> str:
     """A Markdown table: a row for each prompt, a column for each policy."""
     names = [policy.name for policy in policies]
-    lines = [f"| prompt | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| prompt | {' | '.join(map(_escape, names))} |", "|---" * (len(names) + 1) + "|"]
     for prompt, completions in written(policies, prompts):
         cells = {one.policy: f"{verdict(one)}{_escape(one.text)}" for one in completions}
         lines.append(f"| {_escape(prompt)} | {' | '.join(cells.get(name, '–') for name in names)} |")

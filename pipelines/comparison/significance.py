@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,7 @@ ASSIGNMENTS = 200_000
 BLOCK = 2_000_000
 """Random numbers in memory at a time."""
 LEVEL = 0.05
-NORMAL_975, NORMAL_80 = 1.959964, 0.841621
-"""Normal quantiles of a two-sided 5% test, and of 80% power."""
+POWER = 0.8
 ROUNDING = 1e-9
 
 
@@ -101,10 +101,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def smallest_difference(spread: float, n: int) -> float:
-    """The true mean difference that a two-sided 5% test on n prompts finds four times in five, where differences have
-    the standard deviation `spread`: (z_.975 + z_.80) spread / sqrt(n)."""
-    return (NORMAL_975 + NORMAL_80) * spread / math.sqrt(n)
+def smallest_difference(spread: float, n: int, tests: int = 1) -> float:
+    """The true mean difference that a two-sided test at LEVEL / `tests` on n prompts finds four times in five, where
+    differences have the standard deviation `spread`: (z_{1 - LEVEL / (2 tests)} + z_POWER) spread / sqrt(n)."""
+    quantile = statistics.NormalDist().inv_cdf
+    return (quantile(1 - LEVEL / (2 * tests)) + quantile(POWER)) * spread / math.sqrt(n)
 
 
 def permutation_p(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -46,8 +46,7 @@ COSTS: tuple[Shown, ...] = (
     (MEMORY, "peak", gib),
 )
 QUALITY_NOTE = (
-    "Intervals are 95%. Perplexity is of the chosen completions; KL is in nats a completion, on the policy's own. Wins "
-    "are counted over, and KL is measured to: "
+    "Intervals are 95%. Perplexity is of the chosen completions, KL in nats a completion, on the policy's own."
 )
 COST_NOTE = (
     "length: mean tokens over those of what it is compared with. repetition: share of 3-grams that a completion has "
@@ -72,17 +71,15 @@ def quality_note(comparison: Comparison) -> str:
     """How to read the figures, and over whom each policy's wins are counted and to what its KL is measured."""
     reports = {policy.key: policy.name for policy in comparison.policies}
     evaluated = {policy.policy: policy.name for policy in comparison.policies}
-    said: dict[tuple[str, str], list[str]] = {}
+    said: dict[str, list[str]] = {}
     for policy in comparison.policies:
         over = (
             reports.get(policy.against or "", (policy.against or "")[:12]) if "eval/win_rate" in policy.metrics else ""
         )
         to = evaluated.get(policy.reference or "", (policy.reference or "")[:12])
-        if over or to:
-            said.setdefault((over or NONE, to or NONE), []).append(policy.name)
-    return (
-        QUALITY_NOTE + "; ".join(f"{', '.join(names)} over {over}, to {to}" for (over, to), names in said.items()) + "."
-    )
+        phrase = ", ".join([f"win rate over {over}"] * bool(over) + [f"KL to {to}"] * bool(to))
+        said.setdefault(phrase, []).append(policy.name)
+    return " ".join([QUALITY_NOTE, *(f"{', '.join(names)}: {phrase}." for phrase, names in said.items() if phrase)])
 
 
 def over_seeds(method: Method) -> str:
@@ -104,7 +101,7 @@ def _mean(method: Method, shown: Shown) -> str:
     spread = method.spread(name)
     if name not in method.metrics or spread is None:
         return NONE
-    return f"{form(method.metrics[name])} ± {form(spread)}"
+    return f"{form(method.metrics[name])}±{form(spread)}"
 
 
 def costs(comparison: Comparison) -> Rows:

@@ -68,7 +68,7 @@ def test_the_parent_run_carries_headlines_recipe_plan_and_comparison(first, trac
     assert parent.data.metrics["eval/check_rate"] == first.stage("eval_ppo")["metrics"]["eval/check_rate"]
     assert parent.data.metrics["eval_sft/check_rate"] == first.stage("eval_sft")["metrics"]["eval/check_rate"]
     files = {file.path for file in tracking.list_artifacts(parent.info.run_id)}
-    assert {"tiny.yaml", "plan.json", "comparison.md", "comparison.png"} <= files
+    assert {"tiny.yaml", "plan.json", "comparison.md", "comparison.html", "comparison.png", "frontier.png"} <= files
     assert {dataset.dataset.name for dataset in parent.inputs.dataset_inputs} >= {"pairs.source", "pairs.test_source"}
 
 

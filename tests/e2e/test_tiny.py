@@ -216,8 +216,18 @@ def test_runs_show_and_compare_answer_from_what_is_there(first, shop, tmp_path):
     compared = shop.align("compare", run, "--json", "--chart", str(picture)).json
     assert [policy["name"] for policy in compared["policies"]] == ["base", "sft", "dpo", "ppo"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+    plan = {line["name"]: line for line in shop.align("plan", "pipelines/tiny.yaml", "--json").json["stages"]}
+    for policy, made in zip(compared["policies"][1:], ("sft", "dpo", "ppo"), strict=True):
+        assert policy["trained_by"]["key"] == first.stage(made)["key"]
+        assert policy["costs"]["model/trainable"] == plan[made]["trainable"]
+        assert policy["costs"]["cost/tokens"] == first.stage(made)["metrics"]["cost/tokens"]
+    assert [policy["sampling"] for policy in compared["policies"]] == ["no", "no", "no", "while training"]
     one = shop.align("compare", f"{run}:eval_sft", first.stage("eval_dpo")["key"][:12], "--json").json
     assert len(one["policies"]) == 2
+    linked = shop.align("compare", run, "--link", "--json").json["links"]
+    evaluations = [first.stage(name)["mlflow_run_id"] for name in ("eval_base", "eval_sft", "eval_dpo", "eval_ppo")]
+    assert all(one in linked["MLflow: the evaluations"] for one in evaluations)
+    assert all(first.stage(name)["mlflow_run_id"] in linked["MLflow: the trainings"] for name in ("sft", "dpo", "ppo"))
     unknown = shop.align("show", "nothing")
     assert unknown.status == 2 and "align runs" in unknown.err
 

@@ -9,16 +9,16 @@ from pipelines.comparison.comparison import Comparisons
 
 
 @pytest.fixture
-def cook(kitchen):
+def cook(shelf):
     """Reports of one policy, alike unless told otherwise."""
-    sft = kitchen.made("sft", "adapter")
+    sft = shelf.made("sft", "adapter")
 
     def report(name, rows=4, held_out="rows", data_fields=None, **fields):
         fields = {"max_new_tokens": 48, "temperature": 0.0, **fields}
-        data = kitchen.made("data", "preferences", fields=data_fields or {"limit": rows + len(held_out)},
+        data = shelf.made("data", "preferences", fields=data_fields or {"limit": rows + len(held_out)},
                             files={"test.jsonl": held_out}) if name not in made else ""  # fmt: skip
         made.add(name)
-        return kitchen.report(name, sft, [True] * rows, data=data, **fields)
+        return shelf.report(name, sft, [True] * rows, data=data, **fields)
 
     made: set[str] = set()
     return report
@@ -34,35 +34,35 @@ def cook(kitchen):
         ({"max_scored": 3}, "rows with a loss 4 and 3"),
     ],
 )
-def test_what_differs_is_named(cook, kitchen, other, said):
+def test_what_differs_is_named(cook, shelf, other, said):
     one, two = cook("one", data_fields={"limit": 1}), cook("two", data_fields={"limit": 2}, **other)
     with pytest.raises(UserError) as refused:
-        Comparisons.of([one, two], kitchen.store, alike=True)
+        Comparisons.of([one, two], shelf.store, alike=True)
     message = str(refused.value)
     assert message.startswith(f"one and two were evaluated on different held-out sets: {said}; evaluate them")
     assert refused.value.exit_status == 2
 
 
-def test_other_held_out_rows_are_named_by_the_digest_of_their_file(cook, kitchen):
+def test_other_held_out_rows_are_named_by_the_digest_of_their_file(cook, shelf):
     one, two = cook("one"), cook("two", held_out="other rows")
     with pytest.raises(UserError, match=r"one and two were .* sets: data [0-9a-f]{12} and [0-9a-f]{12}; evaluate"):
-        Comparisons.of([one, two], kitchen.store, alike=True)
+        Comparisons.of([one, two], shelf.store, alike=True)
 
 
-def test_the_same_held_out_rows_may_come_from_data_with_other_training_rows(cook, kitchen):
+def test_the_same_held_out_rows_may_come_from_data_with_other_training_rows(cook, shelf):
     one, two = cook("one", data_fields={"limit": 1}), cook("two", data_fields={"limit": 2})
     assert one.inputs["data"] != two.inputs["data"]
-    assert len(Comparisons.of([one, two], kitchen.store, alike=True).each) == 1
+    assert len(Comparisons.of([one, two], shelf.store, alike=True).each) == 1
 
 
-def test_one_run_is_compared_in_parts_and_says_why(cook, kitchen):
+def test_one_run_is_compared_in_parts_and_says_why(cook, shelf):
     reports = [
         cook("one", data_fields={"limit": 1}),
         cook("short", data_fields={"limit": 2}, max_new_tokens=16),
         cook("two", data_fields={"limit": 3}),
         cook("also_short", data_fields={"limit": 4}, max_new_tokens=16),
     ]
-    found = Comparisons.of(reports, kitchen.store)
+    found = Comparisons.of(reports, shelf.store)
     assert [[policy.name for policy in part.policies] for part in found.each] == [
         ["one", "two"], ["short", "also_short"]
     ]  # fmt: skip
@@ -72,6 +72,6 @@ def test_one_run_is_compared_in_parts_and_says_why(cook, kitchen):
     assert [policy["held_out"] for policy in found.as_dict()["policies"]] == [0, 0, 1, 1]
 
 
-def test_a_report_that_is_named_twice_is_shown_once(cook, kitchen):
+def test_a_report_that_is_named_twice_is_shown_once(cook, shelf):
     one, two = cook("one", data_fields={"limit": 1}), cook("two", data_fields={"limit": 2})
-    assert [policy.name for policy in Comparisons.of([one, two, one], kitchen.store).policies] == ["one", "two"]
+    assert [policy.name for policy in Comparisons.of([one, two, one], shelf.store).policies] == ["one", "two"]

@@ -9,61 +9,61 @@ from pipelines.comparison.methods import methods_of
 
 
 @pytest.fixture
-def chain(kitchen):
+def chain(shelf):
     """A base and data, an SFT for each seed, and a DPO with a seed and a beta on one of them."""
-    base = kitchen.made("base", "checkpoint", seed=None)
-    data = kitchen.made("data", "preferences", inputs={"base": base}, seed=0)
+    base = shelf.made("base", "checkpoint", seed=None)
+    data = shelf.made("data", "preferences", inputs={"base": base}, seed=0)
 
     def sft(seed):
-        return kitchen.made("sft", "adapter", inputs={"base": base, "data": data}, seed=seed)
+        return shelf.made("sft", "adapter", inputs={"base": base, "data": data}, seed=seed)
 
     def dpo(policy, seed, **fields):
-        return kitchen.made("dpo", "adapter", inputs={"policy": policy, "data": data}, seed=seed, fields=fields)
+        return shelf.made("dpo", "adapter", inputs={"policy": policy, "data": data}, seed=seed, fields=fields)
 
-    return kitchen, data, sft, dpo
+    return shelf, data, sft, dpo
 
 
 def test_other_seeds_of_the_same_chain_are_one_method_and_other_settings_are_not(chain):
-    kitchen, data, sft, dpo = chain
+    shelf, data, sft, dpo = chain
     start = sft(0)
     runs = {"dpo@seed=0": dpo(start, 0), "soft": dpo(start, 0, beta=0.01), "dpo@seed=1": dpo(start, 1)}
-    reports = [kitchen.report(name, key, [True], data=data) for name, key in runs.items()]
-    found = methods_of(reports, Lineage(kitchen.store))
+    reports = [shelf.report(name, key, [True], data=data) for name, key in runs.items()]
+    found = methods_of(reports, Lineage(shelf.store))
     assert {method.name: [policy.name for policy in method.policies] for method in found} == {
         "dpo": ["dpo@seed=0", "dpo@seed=1"], "soft": ["soft"]
     }  # fmt: skip
 
 
 def test_a_seed_further_up_the_chain_counts_too(chain):
-    kitchen, data, sft, dpo = chain
-    reports = [kitchen.report(f"run {seed}", dpo(sft(seed), 0), [True], data=data) for seed in range(3)]
-    (method,) = methods_of(reports, Lineage(kitchen.store))
+    shelf, data, sft, dpo = chain
+    reports = [shelf.report(f"run {seed}", dpo(sft(seed), 0), [True], data=data) for seed in range(3)]
+    (method,) = methods_of(reports, Lineage(shelf.store))
     assert method.name == "run 0" and len(method.policies) == 3  # names without a seed in them have nothing to drop
 
 
 def test_the_reports_that_wins_were_counted_over_may_differ_in_seeds_as_well(chain):
-    kitchen, data, sft, dpo = chain
+    shelf, data, sft, dpo = chain
     reports = []
     for seed in (0, 1):
         start = sft(seed)
-        over = kitchen.report(f"sft_{seed}", start, [True], data=data)
-        reports += [over, kitchen.report(f"dpo_{seed}", dpo(start, 0), [True], data=data, against=over.key)]
-    assert [method.name for method in methods_of(reports, Lineage(kitchen.store))] == ["sft", "dpo"]
+        over = shelf.report(f"sft_{seed}", start, [True], data=data)
+        reports += [over, shelf.report(f"dpo_{seed}", dpo(start, 0), [True], data=data, against=over.key)]
+    assert [method.name for method in methods_of(reports, Lineage(shelf.store))] == ["sft", "dpo"]
 
 
 def test_what_the_store_has_lost_is_told_apart_by_key(chain):
-    kitchen, data, *_ = chain
-    reports = [kitchen.report(name, key, [True], data=data) for name, key in (("one", "a" * 64), ("two", "b" * 64))]
-    assert len(methods_of(reports, Lineage(kitchen.store))) == 2
+    shelf, data, *_ = chain
+    reports = [shelf.report(name, key, [True], data=data) for name, key in (("one", "a" * 64), ("two", "b" * 64))]
+    assert len(methods_of(reports, Lineage(shelf.store))) == 2
 
 
 def test_figures_over_seeds_by_hand(chain):
-    kitchen, data, sft, dpo = chain
+    shelf, data, sft, dpo = chain
     start = sft(0)
     passed = ([True, True, False, False], [True, False, False, False], [True, True, True, False])
-    reports = [kitchen.report(f"dpo@seed={i}", dpo(start, i), one, data=data) for i, one in enumerate(passed)]
-    (method,) = methods_of(reports, Lineage(kitchen.store))
+    reports = [shelf.report(f"dpo@seed={i}", dpo(start, i), one, data=data) for i, one in enumerate(passed)]
+    (method,) = methods_of(reports, Lineage(shelf.store))
     assert method.metrics["eval/check_rate"] == pytest.approx(0.5)
     assert method.spread("eval/check_rate") == pytest.approx(0.25)  # of 0.5, 0.25 and 0.75
     assert method.outcomes() == pytest.approx({0: 1.0, 1: 2 / 3, 2: 1 / 3, 3: 0.0})
-    assert methods_of(reports[:1], Lineage(kitchen.store))[0].spread("eval/check_rate") is None
+    assert methods_of(reports[:1], Lineage(shelf.store))[0].spread("eval/check_rate") is None

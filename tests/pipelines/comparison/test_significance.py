@@ -51,8 +51,8 @@ def test_random_patterns_come_near_what_every_pattern_gives(monkeypatch):
 
 def test_no_difference_is_found_about_as_often_as_the_level_says():
     draw = np.random.default_rng(0)
-    found = [p < 0.05 for p in sign_flip_p(draw.normal(0, 1, size=(40, 400)), seed=1)]
-    assert 0.02 < sum(found) / len(found) < 0.09
+    found = [p < 0.05 for p in sign_flip_p(draw.normal(0, 1, size=(40, 150)), seed=1)]
+    assert 0.01 < sum(found) / len(found) < 0.1
     assert min(sign_flip_p(np.ones((100, 1)) * np.arange(1, 101)[:, None], 0)) == 1 / 10_000
 
 
@@ -67,14 +67,16 @@ def test_holms_adjustment_by_hand():
 def test_the_smallest_difference_that_so_many_prompts_show():
     # 2.8016 standard errors: with a spread of 0.5 over 64 prompts one is 1/16.
     assert smallest_difference(0.5, 64) == pytest.approx(2.801585 / 16)
+    # For the first of five pairs z is that of 1%: 2.5758 + 0.8416.
+    assert smallest_difference(0.5, 64, tests=5) == pytest.approx(3.417450 / 16)
     assert smallest_difference(0.5, 256) == pytest.approx(smallest_difference(0.5, 64) / 2)
 
 
 def test_a_difference_of_that_size_is_found_four_times_in_five():
     draw = np.random.default_rng(5)
     effect = smallest_difference(1.0, 60)
-    found = [p < 0.05 for p in sign_flip_p(draw.normal(effect, 1.0, size=(60, 500)), seed=2)]
-    assert sum(found) / len(found) == pytest.approx(0.8, abs=0.05)
+    found = [p < 0.05 for p in sign_flip_p(draw.normal(effect, 1.0, size=(60, 200)), seed=2)]
+    assert sum(found) / len(found) == pytest.approx(0.8, abs=0.08)
 
 
 def test_bootstrap_intervals_are_each_columns_own():

@@ -10,7 +10,7 @@ from pipelines.comparison.policies import Compared
 
 NAMES = {
     "data": "data", "rows": "rows", "scored": "rows with a loss", "max_new_tokens": "max_new_tokens",
-    "temperature": "temperature", "reward": "reward model",
+    "temperature": "temperature", "reward": "reward model", "version": "version of the evaluation",
 }  # fmt: skip
 HELD_OUT_FILE = "test.jsonl"
 
@@ -27,6 +27,7 @@ class HeldOut:
     max_new_tokens: int | None
     temperature: float | None
     reward: str | None
+    version: int | None
 
     @classmethod
     def of(cls, policy: Compared, manifests: Mapping[str, Manifest]) -> HeldOut:
@@ -38,6 +39,7 @@ class HeldOut:
         return cls(
             data.sha256 if data else key, rows, min(limit or len(rows), len(rows)),
             policy.settings.get("max_new_tokens"), policy.settings.get("temperature"), policy.inputs.get("reward"),
+            policy.settings.get("version"),
         )  # fmt: skip
 
     def differences(self, other: HeldOut) -> list[str]:

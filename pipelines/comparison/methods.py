@@ -65,8 +65,8 @@ def methods_of(policies: Sequence[Compared], lineage: Lineage) -> list[Method]:
 
 
 def _name(names: Sequence[str], taken: Collection[str]) -> str:
-    """What the names have in common, without the seed: `dpo` of `dpo@seed=0` and `dpo@seed=1`."""
-    shared = {SEED.sub("", name) for name in names}
+    """What the names have in common: `dpo` of `dpo@seed=0` and `dpo@seed=1`, or of `RUN:dpo` and `OTHER:dpo`."""
+    shared = {SEED.sub("", name.rpartition(":")[2]) for name in names}
     if len(names) == 1 or len(shared) > 1 or shared & set(taken):
         return names[0]
     return shared.pop()

@@ -58,18 +58,22 @@ def _sections(comparison: Comparison) -> Iterator[str]:
         yield "<h2>Worth against distance</h2>" + _picture(
             drawn, "worth of each policy against its KL to the reference"
         )
-    yield "<h2>The classic table</h2>" + _table(*field_table.field(comparison)) + _note(field_table.FIELD_NOTE)
+    yield (
+        "<h2>The classic table</h2>"
+        + _table(*field_table.field(comparison), kind="words")
+        + _note(field_table.FIELD_NOTE)
+    )
     yield "<h2>Writing and cost</h2>" + _table(*tables.costs(comparison)) + _note(tables.COST_NOTE)
     yield f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in tables.before(comparison))}</ul>"
     yield from _curves(comparison)
     yield f"<h2>Side by side</h2>{''.join(_completions(comparison))}"
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     """Scrolls by itself where the screen is narrower."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"<div class=wide><table class={kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cells(row: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ class Compared:
     inputs: Mapping[str, str] = field(default_factory=dict)
     """The evaluation's inputs, as keys by field."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The evaluation's fields, defaults included."""
+    """The evaluation's fields, defaults included, and its version."""
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Compared:
@@ -45,7 +45,7 @@ class Compared:
         inputs = manifest.payload["inputs"]
         return cls(
             name, metrics, report["by_kind"], completions, report["against"], manifest.key, report["policy"],
-            inputs.get("reference"), inputs, manifest.fields,
+            inputs.get("reference"), inputs, {"version": manifest.payload["version"], **manifest.fields},
         )  # fmt: skip
 
     @property

@@ -16,6 +16,7 @@ a { color: var(--link); overflow-wrap: anywhere }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper) }
+table.words th, table.words td { text-align: left }
 thead th { color: var(--soft); font-weight: 600 }
 img { max-width: 100%; background: #fff; border-radius: 6px }
 details { border-bottom: 1px solid var(--line); padding: .4rem 0 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipelines.comparison.comparison import Comparison
 from pipelines.comparison.lineage import MEMORY, SECONDS, TOKENS
 from pipelines.comparison.methods import Method
+from pipelines.comparison.policies import Compared
 
 Rows = tuple[list[str], list[list[str]]]
 """Headings, and a row of cells for each policy or method."""
@@ -55,16 +56,29 @@ COST_NOTE = (
 )
 
 
-def quality(comparison: Comparison) -> Rows:
-    """A row for each policy, and one of mean and standard deviation after those that differ in seeds alone."""
-    metrics = [policy.metrics for policy in comparison.policies]
-    columns = [shown for shown in QUALITY if any(shown[0] in found for found in metrics)]
-    rows = []
-    for method in comparison.methods:
-        rows += [[one.name, *(_measured(one.metrics, shown) for shown in columns)] for one in method.policies]
-        if len(method.policies) > 1:
-            rows.append([over_seeds(method), *(_mean(method, shown) for shown in columns)])
+def policy_table(policies: Sequence[Compared]) -> Rows:
+    """A row for each policy: its figures, with a 95% interval where the report has one."""
+    columns = _measured_of(policies)
+    rows = [[policy.name, *(_measured(policy.metrics, shown) for shown in columns)] for policy in policies]
     return ["policy", *(heading for _, heading, _ in columns)], rows
+
+
+def quality(comparison: Comparison) -> Rows:
+    """The same, with a row of means and standard deviations after policies that differ in seeds alone."""
+    headings, lines = policy_table(comparison.policies)
+    of_policy = {line[0]: line for line in lines}
+    rows: list[list[str]] = []
+    for method in comparison.methods:
+        rows += [of_policy[policy.name] for policy in method.policies]
+        if len(method.policies) > 1:
+            means = (_mean(method, shown) for shown in _measured_of(comparison.policies))
+            rows.append([over_seeds(method), *means])
+    return headings, rows
+
+
+def _measured_of(policies: Sequence[Compared]) -> list[Shown]:
+    """The columns that any of them has a figure for."""
+    return [shown for shown in QUALITY if any(shown[0] in policy.metrics for policy in policies)]
 
 
 def quality_note(comparison: Comparison) -> str:

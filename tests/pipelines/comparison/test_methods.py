@@ -34,6 +34,13 @@ def test_other_seeds_of_the_same_chain_are_one_method_and_other_settings_are_not
     }  # fmt: skip
 
 
+def test_runs_that_differ_in_the_recipes_seed_are_one_method_too(chain):
+    shelf, data, sft, _ = chain
+    names = ("first-run:sft", "second-run:sft")
+    reports = [shelf.report(name, sft(seed), [True], data=data, seed=seed) for seed, name in enumerate(names)]
+    assert [method.name for method in methods_of(reports, Lineage(shelf.store))] == ["sft"]
+
+
 def test_a_seed_further_up_the_chain_counts_too(chain):
     shelf, data, sft, dpo = chain
     reports = [shelf.report(f"run {seed}", dpo(sft(seed), 0), [True], data=data) for seed in range(3)]

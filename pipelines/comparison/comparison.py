@@ -29,6 +29,7 @@ class Comparison:
     """By the policies' names."""
     pairs: tuple[Pair, ...]
     conclusions: tuple[str, ...]
+    lineage: Lineage
 
     @classmethod
     def of(cls, policies: Sequence[Compared], lineage: Lineage) -> Comparison:
@@ -37,11 +38,17 @@ class Comparison:
         methods = methods_of(beside, lineage)
         pairs = pairs_of(methods)
         histories = {policy.name: History(lineage, policy.policy) for policy in beside}
-        return cls(tuple(beside), tuple(methods), histories, tuple(pairs), tuple(conclusions(methods, pairs)))
+        untrained = {method.name for method in methods if histories[method.policies[0].name].own is None}
+        said = conclusions(methods, pairs, untrained)
+        return cls(tuple(beside), tuple(methods), histories, tuple(pairs), tuple(said), lineage)
 
     def history(self, method: Method) -> History:
         """How a method's first policy came about."""
         return self.histories[method.policies[0].name]
+
+    def without_seeds(self, key: str) -> str:
+        """What a result is but for seeds."""
+        return self.lineage.without_seeds(key)
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, as `align compare --json` prints them."""
@@ -76,7 +83,8 @@ def _history(history: History) -> dict[str, Any]:
 def _method(method: Method) -> dict[str, Any]:
     spreads = {name: spread for name in method.metrics if (spread := method.spread(name)) is not None}
     return {
-        "name": method.name, "policies": [policy.name for policy in method.policies], "metrics": method.metrics,
+        "name": method.name, "policies": [policy.name for policy in method.policies], "seeds": method.seeds,
+        "metrics": method.metrics,
         "spread": spreads,
     }  # fmt: skip
 

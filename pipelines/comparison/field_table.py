@@ -3,13 +3,13 @@ quality."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines.comparison.comparison import Comparison
-from pipelines.comparison.lineage import MEMORY, SECONDS, History
+from pipelines.comparison.lineage import MEMORY, SECONDS
 from pipelines.comparison.methods import Method
 from pipelines.comparison.pairs import Pair
-from pipelines.comparison.tables import NONE, QUALITY, Rows, gib
+from pipelines.comparison.tables import NONE, QUALITY, Rows, figures, gib
 
 FIELD_NOTE = (
     "From the recipe's wiring and the measurements above: reward, what scored completions in the making; RL, whether "
@@ -31,15 +31,15 @@ def _field_row(comparison: Comparison, method: Method) -> list[str]:
     sampled = {"while training": "yes", "beforehand": "no, sampled before", "no": "no"}[history.sampling]
     return [
         method.name, " and ".join(history.rewards) or "none", sampled, stability(comparison, method),
-        compute(history), _quality(method, comparison.pairs),
+        compute(figures(comparison, method)), _quality(method, comparison.pairs),
     ]  # fmt: skip
 
 
 def stability(comparison: Comparison, method: Method) -> str:
     """Spread over seeds, and whatever happened in any of the trainings."""
-    several = len(method.policies) > 1
-    said = [f"{len(method.policies)} seeds{_spread(method)}" if several else "1 seed"]
-    for policy in method.policies:
+    several = method.seeds > 1
+    said = [f"{method.seeds} seeds{_spread(method)}" if several else "1 seed"]
+    for policy in method.runs:
         found = comparison.histories[policy.name].stability
         if found and (phrases := found.phrases()):
             said.append((f"{policy.name}: " if several else "") + ", ".join(phrases))
@@ -54,9 +54,8 @@ def _spread(method: Method) -> str:
     return "" if score is None else f" ± {score:.2f}"
 
 
-def compute(history: History) -> str:
+def compute(found: Mapping[str, float]) -> str:
     """Seconds of its own and before it, and memory."""
-    found = history.costs
     seconds = [f"{found[name]:,.0f}" for name in (SECONDS, f"{SECONDS}_before") if name in found]
     return f"{' + '.join(seconds)} s" + (f", {gib(found[MEMORY])}" if MEMORY in found else "")
 

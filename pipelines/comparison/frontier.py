@@ -36,16 +36,20 @@ class Point(NamedTuple):
 
 
 def points(comparison: Comparison, metric: str) -> list[Point]:
-    """Those of the policies whose KL was measured against the same model, the one that most name; it itself is at 0."""
-    named = Counter(policy.reference for policy in comparison.policies if policy.reference and KL in policy.metrics)
+    """Those of the policies whose KL was measured against the same model (but for seeds), the one that most name; it
+    itself is at 0."""
+    origin = comparison.without_seeds
+    named = Counter(origin(one.reference) for one in comparison.policies if one.reference and KL in one.metrics)
     if not named:
         return []
     reference = named.most_common(1)[0][0]
     found = []
     for number, method in enumerate(comparison.methods):
-        for policy in method.policies:
-            kl = 0.0 if policy.policy == reference else policy.metrics.get(KL)
-            if kl is not None and metric in policy.metrics and reference in (policy.policy, policy.reference):
+        for policy in method.runs:
+            is_it = origin(policy.policy) == reference
+            kl = 0.0 if is_it else policy.metrics.get(KL)
+            its = is_it or (policy.reference is not None and origin(policy.reference) == reference)
+            if its and kl is not None and metric in policy.metrics:
                 found.append(_point(policy, number, kl, metric))
     return found
 

@@ -22,14 +22,27 @@ class Method:
     policies: tuple[Compared, ...]
 
     @property
+    def runs(self) -> tuple[Compared, ...]:
+        """One report of each policy that was made: one that was evaluated twice is no second seed."""
+        found: dict[str, Compared] = {}
+        for policy in self.policies:
+            found.setdefault(policy.policy or policy.key, policy)
+        return tuple(found.values())
+
+    @property
+    def seeds(self) -> int:
+        """How often it was made."""
+        return len(self.runs)
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Means over the seeds, of the figures that all of them have."""
-        names = set.intersection(*(set(policy.metrics) for policy in self.policies))
+        names = set.intersection(*(set(policy.metrics) for policy in self.runs))
         return {name: statistics.fmean(self.values(name)) for name in names}
 
     def values(self, metric: str) -> list[float]:
         """The figure of each seed that has it."""
-        return [policy.metrics[metric] for policy in self.policies if metric in policy.metrics]
+        return [policy.metrics[metric] for policy in self.runs if metric in policy.metrics]
 
     def spread(self, metric: str) -> float | None:
         """Its standard deviation over the seeds; None with one seed."""
@@ -43,7 +56,7 @@ class Method:
 
     def outcomes(self) -> dict[int, float]:
         """By row, what decides a comparison, as a mean over the seeds; of rows that all seeds have one for."""
-        each = [{row: outcome(result) for row, result in policy.outcomes.items()} for policy in self.policies]
+        each = [{row: outcome(result) for row, result in policy.outcomes.items()} for policy in self.runs]
         found: dict[int, float] = {}
         for row in each[0]:
             values = [value for one in each if (value := one.get(row)) is not None]

@@ -70,7 +70,7 @@ def quality(comparison: Comparison) -> Rows:
     rows: list[list[str]] = []
     for method in comparison.methods:
         rows += [of_policy[policy.name] for policy in method.policies]
-        if len(method.policies) > 1:
+        if method.seeds > 1:
             means = (_mean(method, shown) for shown in _measured_of(comparison.policies))
             rows.append([over_seeds(method), *means])
     return headings, rows
@@ -82,23 +82,24 @@ def _measured_of(policies: Sequence[Compared]) -> list[Shown]:
 
 
 def quality_note(comparison: Comparison) -> str:
-    """How to read the figures, and over whom each policy's wins are counted and to what its KL is measured."""
-    reports = {policy.key: policy.name for policy in comparison.policies}
-    evaluated = {policy.policy: policy.name for policy in comparison.policies}
+    """How to read the figures, and over whom each method's wins are counted and to what its KL is measured."""
+    named = {
+        key: method.name for method in comparison.methods for one in method.policies for key in (one.key, one.policy)
+    }
     said: dict[str, list[str]] = {}
-    for policy in comparison.policies:
-        over = (
-            reports.get(policy.against or "", (policy.against or "")[:12]) if "eval/win_rate" in policy.metrics else ""
-        )
-        to = evaluated.get(policy.reference or "", (policy.reference or "")[:12])
-        phrase = ", ".join([f"win rate over {over}"] * bool(over) + [f"KL to {to}"] * bool(to))
-        said.setdefault(phrase, []).append(policy.name)
+    for method in comparison.methods:
+        policy, phrases = method.policies[0], []
+        if policy.against and "eval/win_rate" in policy.metrics:
+            phrases.append(f"win rate over {named.get(policy.against, policy.against[:12])}")
+        if policy.reference:
+            phrases.append(f"KL to {named.get(policy.reference, policy.reference[:12])}")
+        said.setdefault(", ".join(phrases), []).append(method.name)
     return " ".join([QUALITY_NOTE, *(f"{', '.join(names)}: {phrase}." for phrase, names in said.items() if phrase)])
 
 
 def over_seeds(method: Method) -> str:
     """What a row of means is called."""
-    return f"{method.name}, {len(method.policies)} seeds"
+    return f"{method.name}, {method.seeds} seeds"
 
 
 def _measured(metrics: Mapping[str, float], shown: Shown) -> str:
@@ -120,23 +121,25 @@ def _mean(method: Method, shown: Shown) -> str:
 
 def costs(comparison: Comparison) -> Rows:
     """A row for each method, means over its seeds: how it writes, and what it took."""
-    figures = [_figures(comparison, method) for method in comparison.methods]
-    columns = [shown for shown in (*WRITING, *COSTS) if any(shown[0] in found for found in figures)]
+    each = [figures(comparison, method) for method in comparison.methods]
+    columns = [shown for shown in (*WRITING, *COSTS) if any(shown[0] in found for found in each)]
     rows = [
         [method.name, *(form(found[name]) if name in found else NONE for name, _, form in columns)]
-        for method, found in zip(comparison.methods, figures, strict=True)
+        for method, found in zip(comparison.methods, each, strict=True)
     ]
     return ["policy", *(heading for _, heading, _ in columns)], rows
 
 
-def _figures(comparison: Comparison, method: Method) -> dict[str, float]:
-    each = [comparison.histories[policy.name].costs for policy in method.policies]
+def figures(comparison: Comparison, method: Method) -> dict[str, float]:
+    """A method's figures and costs, means over its seeds."""
+    each = [comparison.histories[policy.name].costs for policy in method.runs]
     shared = set.intersection(*(set(one) for one in each))
     return {**method.metrics, **{name: statistics.fmean(one[name] for one in each) for name in shared}}
 
 
 def before(comparison: Comparison) -> Iterator[str]:
-    """What each method's training stage needed first: `ppo: reward 93 s, sft 137 s`."""
+    """What each method's training stage needed first: `ppo: reward 93 s, sft 137 s`; of several seeds, the first's."""
     for method in comparison.methods:
         if spent := comparison.history(method).before:
-            yield f"{method.name}: {', '.join(f'{one.uses} {one.seconds:.0f} s' for one in spent)}"
+            first = ", first seed" if method.seeds > 1 else ""
+            yield f"{method.name}{first}: {', '.join(f'{one.uses} {one.seconds:.0f} s' for one in spent)}"

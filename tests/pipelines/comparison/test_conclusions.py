@@ -60,12 +60,17 @@ def test_several_seeds_are_told_with_their_spread_and_what_so_few_runs_can_show(
         first.metrics["eval/check_rate"], second.metrics["eval/check_rate"] = rate, rate + 0.4
     found = said(one, two, method("three", [False, True]))
     assert found[2:] == [
-        "one, 3 seeds: check rate 50.0%, standard deviation 10.0%, from 40.0% to 60.0%.",
-        "two, 3 seeds: check rate 90.0%, standard deviation 10.0%, from 80.0% to 100.0%.",
-        "two - one over seeds: runs dealt to the two at random are as far apart with p = 0.10; with 3 and 3 runs p "
-        "can't be below 0.10.",
+        "Over seeds, check rate and standard deviation: one 50.0%±10.0% (3 seeds, 40.0% to 60.0%); two 90.0%±10.0% "
+        "(3 seeds, 80.0% to 100.0%).",
+        "Over seeds, how often 3 and 3 runs dealt at random differ as much: two - one 0.10; it can't be below 0.10, so "
+        "that they alone can't show one at 5%.",
         "three: one seed, so that nothing is said of others.",
     ]
+
+
+def test_what_was_never_trained_lacks_no_seeds():
+    methods = [method("base", [False, True]), method("dpo", [True, True], seeds=3)]
+    assert not any("one seed" in line for line in conclusions(methods, pairs_of(methods), {"base"}))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

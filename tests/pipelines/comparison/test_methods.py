@@ -58,6 +58,16 @@ def test_the_reports_that_wins_were_counted_over_may_differ_in_seeds_as_well(cha
     assert [method.name for method in methods_of(reports, Lineage(shelf.store))] == ["sft", "dpo"]
 
 
+def test_one_policy_evaluated_with_several_seeds_was_still_made_once(chain):
+    shelf, data, sft, _ = chain
+    start = sft(0)
+    passed = ([True, False], [True, True])
+    reports = [shelf.report(f"RUN{i}:sft", start, one, data=data, seed=i) for i, one in enumerate(passed)]
+    (method,) = methods_of(reports, Lineage(shelf.store))
+    assert (len(method.policies), method.seeds) == (2, 1)
+    assert method.spread("eval/check_rate") is None and method.outcomes() == {0: 1.0, 1: 0.0}
+
+
 def test_what_the_store_has_lost_is_told_apart_by_key(chain):
     shelf, data, *_ = chain
     reports = [shelf.report(name, key, [True], data=data) for name, key in (("one", "a" * 64), ("two", "b" * 64))]

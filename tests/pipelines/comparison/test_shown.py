@@ -121,6 +121,18 @@ def test_the_frontier_has_only_points_at_the_same_reference_and_that_one_at_0(co
     assert (found[1].worth, found[1].low, found[1].high) == (0.5, 0.1, 0.9)
 
 
+def test_the_frontier_takes_references_that_differ_in_seeds_for_one(shelf):
+    reports = []
+    for seed in (0, 1):
+        sft = shelf.made("sft", "adapter", seed=seed)
+        dpo = shelf.made("dpo", "adapter", inputs={"policy": sft}, seed=0)
+        reports.append(shelf.report(f"sft_{seed}", sft, [True]))
+        kl = {"eval/kl_to_reference": 2.0 + seed}
+        reports.append(shelf.report(f"dpo_{seed}", dpo, [True], metrics=kl, reference=sft))
+    found = points(Comparisons.of(reports, shelf.store).each[0], "eval/check_rate")
+    assert [(one.name, one.kl) for one in found] == [("sft_0", 0), ("sft_1", 0), ("dpo_0", 2), ("dpo_1", 3)]
+
+
 def test_the_pictures_name_every_policy(compared):
     comparison = compared(methods=3).each[0]
     bars, map_ = chart(comparison.policies), frontier(comparison)

@@ -46,8 +46,7 @@ def label(name: str) -> str:
 
 def _overall(axis: Any, shown: Sequence[Compared], metric: str, name: str) -> None:
     for line, policy in enumerate(shown):
-        value = policy.metrics[metric]
-        low, high = (policy.metrics.get(f"{metric}_{end}", value) for end in ("low", "high"))
+        value, low, high = policy.interval(metric)
         axis.errorbar([value], [line], xerr=[[value - low], [high - value]], fmt="o", color=f"C{line % 10}", capsize=3)
         said = f"{value:.0%}" if metric.endswith("rate") else f"{value:.2f}"
         axis.annotate(said, (value, line), (0, 6), textcoords="offset points", ha="center", fontsize=8)

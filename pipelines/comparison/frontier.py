@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.comparison.charts import WORTH, label
 from pipelines.comparison.comparison import Comparison
-from pipelines.comparison.policies import Compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,14 +49,8 @@ def points(comparison: Comparison, metric: str) -> list[Point]:
             kl = 0.0 if is_it else policy.metrics.get(KL)
             its = is_it or (policy.reference is not None and origin(policy.reference) == reference)
             if its and kl is not None and metric in policy.metrics:
-                found.append(_point(policy, number, kl, metric))
+                found.append(Point(policy.name, number, kl, *policy.interval(metric)))
     return found
-
-
-def _point(policy: Compared, method: int, kl: float, metric: str) -> Point:
-    value = policy.metrics[metric]
-    low, high = (policy.metrics.get(f"{metric}_{end}", value) for end in ("low", "high"))
-    return Point(policy.name, method, kl, value, low, high)
 
 
 def frontier(comparison: Comparison) -> Figure | None:

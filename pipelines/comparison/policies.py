@@ -10,6 +10,7 @@ from typing import Any
 
 from artifacts.manifest import Manifest
 from tasks.evaluate import read_completions
+from tasks.statistics import Interval
 
 NGRAM = 3
 
@@ -52,6 +53,12 @@ class Compared:
     def outcomes(self) -> dict[int, dict[str, Any]]:
         """The completions by the number of their row."""
         return {result["row"]: result for result in self.completions}
+
+    def interval(self, metric: str) -> Interval:
+        """A figure with the 95% interval that the report has for it, else itself; rounding leaves none outside."""
+        value = self.metrics[metric]
+        low, high = self.metrics.get(f"{metric}_low", value), self.metrics.get(f"{metric}_high", value)
+        return value, min(low, value), max(high, value)
 
     def beside(self, others: Sequence[Compared]) -> Compared:
         """With its length ratio: mean tokens over those of the policy that it was compared against, or else of its

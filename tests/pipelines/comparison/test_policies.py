@@ -23,6 +23,15 @@ def test_completions_without_a_3_gram_repeat_nothing_and_count_for_nothing():
     assert repetition(ids([1, 1], [7] * 12)) == pytest.approx(9 / 10)
 
 
+def test_rounding_never_leaves_a_figure_outside_its_interval():
+    """Wilson's low end of no success in so many prompts may come out as 1e-17, and no picture takes an error below 0."""
+    found = Compared(
+        "base", {"eval/check_rate": 0.0, "eval/check_rate_low": 1e-17, "eval/check_rate_high": 0.1}, {}, []
+    )
+    assert found.interval("eval/check_rate") == (0.0, 0.0, 0.1)
+    assert Compared("base", {"eval/loss": 2.0}, {}, []).interval("eval/loss") == (2.0, 2.0, 2.0)
+
+
 def policy(name: str, length: float, **more: str) -> Compared:
     return Compared(name, {"eval/length_mean": length}, {}, [], key=f"report {name}", policy=name, **more)
 

@@ -24,7 +24,7 @@ def test_completions_without_a_3_gram_repeat_nothing_and_count_for_nothing():
 
 
 def test_rounding_never_leaves_a_figure_outside_its_interval():
-    """Wilson's low end of no success in so many prompts may come out as 1e-17, and no picture takes an error below 0."""
+    """Wilson's low end of no success in so many prompts may come out as 1e-17; no picture takes an error below 0."""
     found = Compared(
         "base", {"eval/check_rate": 0.0, "eval/check_rate_low": 1e-17, "eval/check_rate_high": 0.1}, {}, []
     )

@@ -13,7 +13,8 @@ from artifacts.errors import UserError
 from artifacts.manifest import Manifest
 from flows.measuring import Made, measured, measures_adapter
 from flows.mlflow_server import DIGEST_TAG, KEY_TAG, USES_TAG
-from pipelines.compare import Compared, table
+from pipelines.comparison.policies import Compared
+from pipelines.comparison.tables import policy_table
 from pipelines.gate import Measured, Verdict
 
 FIGURES_TAG, MEASURED_ON_TAG, REPORT_TAG = "align.figures", "align.measured_on", "align.report"
@@ -75,7 +76,7 @@ def _figures(model: Made, report: Made | None) -> list[str]:
     if report is None:
         return []
     settings, prompts = report.manifest.fields, report.manifest.metrics["eval/prompts"]
-    headings, (values,) = table([Compared.read("", report.folder / "out")])
+    headings, (values,) = policy_table([Compared.read("", report.folder / "out")])
     before = ", before the merge, to which it is equal but for rounding" if measures_adapter(report, model) else ""
     against = report.manifest.payload["inputs"].get("against")
     wins = f"; wins are counted over the policy of `{model.names.get(against, against[:12])}`" if against else ""

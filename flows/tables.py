@@ -116,7 +116,7 @@ def gate_table(conditions: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in conditions
     ]  # fmt: skip
-    return _table(["condition", "wanted", "got", ""], rows, ["wanted", "got"])
+    return text_table(["condition", "wanted", "got", ""], rows, ["wanted", "got"])
 
 
 def _count(value: int | None) -> str:

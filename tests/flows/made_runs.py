@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.store import Store
 from flows.mlflow_server import MlflowServer
-from flows.planning import plan_of
+from flows.planning import Wanted, plan_of
 from flows.records import RunRecord
 from flows.tracked_stage import TrackedStage
 from pipelines.plan import Plan, Planned
@@ -36,7 +36,7 @@ class MadeRuns:
         path = self.write_recipe(recipe)
         write_rows(path.parent / "held_out.jsonl", self.held_out)
         write_rows(path.parent / "more.jsonl", [*PAIRS, {"prompt": "Say six.", "chosen": "six", "rejected": "no"}])
-        plan = plan_of(path, None, None, self.store, until=None, strict_env=False)
+        plan = plan_of(Wanted(path), self.store)
         run_id = f"recipe-{len(list((self.store.home / 'runs').glob('*.json')))}"
         for planned in plan.stages:
             if not self.store.folder(planned.uses, planned.key).exists():
@@ -64,8 +64,12 @@ class MadeRuns:
             (out / "README.md").write_text(planned.key)
         elif planned.handle.kind == "report":
             metrics = {f"eval/{name}": value for name, value in figures.items()} | {"eval/prompts": 1.0}
-            write_rows(out / "completions.jsonl", [{"row": 1, "prompt": "Say five.", "completion": "five"}])
-            (out / "report.json").write_text(json.dumps({"metrics": metrics, "by_kind": {}, "against": None}))
+            written = {"row": 1, "prompt": "Say five.", "completion": "five", "completion_ids": [5], "truncated": False}
+            write_rows(out / "completions.jsonl", [written])
+            inputs = planned.payload["inputs"]
+            report = {"metrics": metrics, "by_kind": {}, "judge": None, "policy": inputs["policy"]}
+            report |= {name: inputs.get(name) for name in ("reward", "against")}
+            (out / "report.json").write_text(json.dumps(report))
         elif planned.uses == "data":
             metrics = {"data/rows_train": 4.0}
             write_rows(out / "test.jsonl", self.held_out if planned.label == "pairs" else DEMONSTRATIONS)

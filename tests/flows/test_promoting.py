@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from artifacts.store import Store
 from flows.cli import main
 from flows.mlflow_server import MlflowServer
-from flows.planning import plan_of
+from flows.planning import Wanted, plan_of
 from flows.records import find_record
 from tests.e2e.servers import free_port
 from tests.flows.made_runs import MadeRuns
@@ -283,6 +283,6 @@ def test_the_champion_is_a_base_and_can_be_adopted(train, align, store, write_re
             "theirs": {"uses": "adopt", "base": "base", "source": source, "complete": True},
         }}  # fmt: skip
         path = write_recipe(recipe, name="next.yaml")
-        return [each.key for each in plan_of(path, None, None, store, until=None, strict_env=False).stages]
+        return [each.key for each in plan_of(Wanted(path), store).stages]
 
     assert keys("models:/recipe@champion") == keys("models:/recipe/1") == keys(str(folder))

@@ -69,7 +69,7 @@ def test_a_base_may_be_there_too_under_every_name(server, tiny_llama, write_reci
     keys = set()
     for name in names:
         recipe = write_recipe({"stages": {"base": {"uses": "base", "source": name}}})
-        plan = plan_of(recipe, None, None, store, until=None, strict_env=False)
+        plan = plan_of(Wanted(recipe), store)
         keys.add(plan["base"].key)
     assert len(keys) == 1
     assert Path(plan["base"].stage.source).is_relative_to(store.home / "fetched")

@@ -40,6 +40,9 @@ def _findings(comparison: Comparison) -> Iterator[str]:
     if (square := pair_tables.matrix(comparison)) is not None:
         yield text_table(*square, square[0][1:])
         yield _wrapped(pair_tables.MATRIX_NOTE)
+    if (said := pair_tables.verdicts(comparison)) is not None:
+        yield text_table(*said, said[0][2:])
+        yield _wrapped(pair_tables.VERDICTS_NOTE)
     yield from map(_wrapped, comparison.conclusions)
 
 
@@ -56,6 +59,8 @@ def markdown_findings(comparisons: Comparisons) -> str:
         parts += ["\n".join(f"- {line}" for line in said) + "\n"]
         if (square := pair_tables.matrix(comparison)) is not None:
             parts += [_markdown(*square), pair_tables.MATRIX_NOTE + "\n"]
+        if (judged := pair_tables.verdicts(comparison)) is not None:
+            parts += [_markdown(*judged), pair_tables.VERDICTS_NOTE + "\n"]
         parts += [_markdown(*field_table.field(comparison))]
     return "\n".join(parts)
 

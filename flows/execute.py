@@ -62,7 +62,7 @@ def execute(
         if tracker.fetched(planned):
             return found(planned, store, tracker)
         draft = store.draft(uses, key)
-        resumes = any(draft.glob("work/checkpoint-*/manifest.json"))
+        resumes = planned.stage.begun(draft / "work")
         draft.mkdir(parents=True, exist_ok=True)
         (draft / "key.json").write_text(json.dumps(planned.payload, indent=1, sort_keys=True))
         job = Job.of(planned.stage, uses=uses, key=key, seed=seed, execution=execution, draft=draft)

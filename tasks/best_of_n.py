@@ -31,6 +31,7 @@ class BestOfN(Sampling):
     """Demonstrations: the training prompts of `data`, each with the best of `n` completions of `policy`."""
 
     version: ClassVar[int] = 2  # 1 rounded the adapter into bfloat16 weights while it sampled
+    goes_on_from: ClassVar[str] = "sampled.jsonl"
     n: int = Field(8, ge=2)
     """Completions of each prompt."""
     max_prompts: int | None = Field(None, ge=1)
@@ -49,7 +50,7 @@ class BestOfN(Sampling):
         kept = [one["best"] for one in found if one["best"] is not None]
         if not kept:
             raise DataError(
-                f"best_of_n: of {len(rows)} prompts none has a completion that ends within max_new_tokens "
+                f"of {len(rows)} prompts none has a completion that ends within max_new_tokens "
                 f"{self.max_new_tokens}; raise it"
             )
         tests = [row for row in map(demonstration, load_rows(self.data, "test")) if row is not None]

@@ -33,6 +33,7 @@ class Judge(Stage):
     """Asks which completion is better, of `report` or of `against`, on the prompts that both have."""
 
     seeded: ClassVar[bool] = False
+    goes_on_from: ClassVar[str] = "answers.jsonl"
     outside: ClassVar[frozenset[str]] = frozenset({"endpoint", "api_key_env", "max_lost"})
     """Where the judge is, and how much may be lost on the way: neither changes a verdict, and verdicts cost money."""
 

@@ -73,7 +73,7 @@ class KTO(Tuning):
         undesirable = rows - desirable
         if not desirable or not undesirable:
             only = "undesirable" if undesirable else "desirable"
-            raise DataError(f"kto: wanted rows of both labels, got {rows} {only} ones; add rows of the other label")
+            raise DataError(f"wanted rows of both labels, got {rows} {only} ones; add rows of the other label")
         balance = self.desirable_weight * desirable / (self.undesirable_weight * undesirable)
         ctx.say(f"{desirable} desirable and {undesirable} undesirable rows; by weight {balance:.2f} to 1")
         if not 0.99 <= balance <= 1.34:

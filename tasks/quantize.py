@@ -62,7 +62,7 @@ class Quantize(Stage):
         )  # fmt: skip
         layers = {name: elements(layer.weight) for name, layer in quantized_layers(model)}
         if not layers:
-            raise ModelError("quantize: the base has no linear layers outside its head; there is nothing to quantise")
+            raise ModelError("the base has no linear layers outside its head; there is nothing to quantise")
         write_model(model, ctx.out)
         copy_companions(self.base.path, ctx.out)
         error = self._error(ctx)

@@ -55,7 +55,7 @@ class Reward(OnBase):
 
         rows, held_out = load_rows(self.data, "train"), load_rows(self.data, "test")
         if not held_out:
-            raise DataError("reward: wanted held-out pairs to measure the reward model on; set the data's test_size")
+            raise DataError("wanted held-out pairs to measure the reward model on; set the data's test_size")
         lengths = [pair_length(row) for row in rows]
         model = classifier(self.base, self.lora, self.adapter, ctx)
         share_prompts(trunk_of(model))

@@ -45,6 +45,8 @@ class Stage(BaseModel):
     """Whether the recipe's seed changes the result."""
     outside: ClassVar[frozenset[str]] = frozenset()
     """Fields that name things outside the store; the key holds their content instead of their name."""
+    goes_on_from: ClassVar[str] = "checkpoint-*/manifest.json"
+    """What it leaves in its work folder to go on from, as a pattern."""
 
     renamed: ClassVar[Mapping[str, Callable[[Any, Mapping[str, Any]], str]]] = {}
     """Names that a field has elsewhere, to what to write here, from the value given and the other fields given."""
@@ -110,6 +112,10 @@ class Stage(BaseModel):
     def disk_bytes(self) -> int:
         """A rough upper bound of what the output needs."""
         return 32 << 20
+
+    def begun(self, work: Path) -> bool:
+        """Whether an earlier attempt left something in its work folder from which this one goes on."""
+        return any(path.stat().st_size for path in work.glob(self.goes_on_from))
 
     @classmethod
     def inputs(cls) -> dict[str, Input]:

@@ -10,11 +10,13 @@ from artifacts.errors import UserError
 from artifacts.store import Store
 from pipelines.comparison.conclusions import conclusions
 from pipelines.comparison.held_out import apart, groups
+from pipelines.comparison.judged import Judged, judged
 from pipelines.comparison.lineage import History, Lineage
 from pipelines.comparison.methods import Method, methods_of
 from pipelines.comparison.pairs import Pair, pairs_of
 from pipelines.comparison.policies import Compared
 
+PARTS = ("policies", "methods", "differences", "pairs", "verdicts", "conclusions")
 REMEDY = "evaluate them with the same data and settings, or compare those alone that have them"
 
 
@@ -28,6 +30,7 @@ class Comparison:
     histories: dict[str, History]
     """By the policies' names."""
     pairs: tuple[Pair, ...]
+    verdicts: tuple[Judged, ...]
     conclusions: tuple[str, ...]
     lineage: Lineage
 
@@ -40,7 +43,8 @@ class Comparison:
         histories = {policy.name: History(lineage, policy.policy) for policy in beside}
         untrained = {method.name for method in methods if histories[method.policies[0].name].own is None}
         said = conclusions(methods, pairs, untrained)
-        return cls(tuple(beside), tuple(methods), histories, tuple(pairs), tuple(said), lineage)
+        verdicts = tuple(judged(beside, lineage))
+        return cls(tuple(beside), tuple(methods), histories, tuple(pairs), verdicts, tuple(said), lineage)
 
     def history(self, method: Method) -> History:
         """How a method's first policy came about."""
@@ -57,6 +61,7 @@ class Comparison:
             "methods": [_method(method) for method in self.methods],
             "differences": [str(pair) for pair in self.pairs],
             "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.pairs],
+            "verdicts": [asdict(one) for one in self.verdicts],
             "conclusions": list(self.conclusions),
         }
 
@@ -117,10 +122,8 @@ class Comparisons:
     def as_dict(self) -> dict[str, Any]:
         """What `align compare --json` prints; `held_out` numbers the sets, from 0."""
         parts = [comparison.as_dict() for comparison in self.each]
-        joined: dict[str, Any] = {name: [] for name in ("policies", "methods", "differences", "pairs", "conclusions")}
         for number, part in enumerate(parts):
             for policy in part["policies"]:
                 policy["held_out"] = number
-            for name, lines in joined.items():
-                lines += part[name]
+        joined = {name: [line for part in parts for line in part[name]] for name in PARTS}
         return {**joined, "remarks": list(self.remarks)}

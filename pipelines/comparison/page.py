@@ -54,6 +54,8 @@ def _sections(comparison: Comparison) -> Iterator[str]:
     yield _picture(chart(comparison.policies), "check rate or score of each policy")
     if comparison.pairs:
         yield "<h2>Differences, prompt by prompt</h2>" + _pairs(comparison)
+    if (said := pair_tables.verdicts(comparison)) is not None:
+        yield "<h2>What a judge says</h2>" + _table(*said) + _note(pair_tables.VERDICTS_NOTE)
     if (drawn := frontier(comparison)) is not None:
         yield "<h2>Worth against distance</h2>" + _picture(
             drawn, "worth of each policy against its KL to the reference"

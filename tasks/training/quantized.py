@@ -55,7 +55,7 @@ def require_kernel(device: str, quant_type: str = "nf4") -> None:
     ) as error:  # its library may not load, or lack the kernel: it has no class for that
         where = torch.cuda.get_device_name() if device == "cuda" else "this CPU"
         raise ModelError(
-            f"quantize: bitsandbytes has no 4-bit kernel for {where} ({str(error).splitlines()[0][:200]}); train on "
+            f"bitsandbytes has no 4-bit kernel for {where} ({str(error).splitlines()[0][:200]}); train on "
             "the unquantised base, or install a bitsandbytes that was built for this device"
         ) from error
 

@@ -75,7 +75,7 @@ def test_json_has_every_figure(runs: dict[str, str], compare: Compare) -> None:
     answer = json.loads(out)
     assert status == 0
     assert set(answer) == {
-        "policies", "methods", "differences", "pairs", "conclusions", "remarks", "links"
+        "policies", "methods", "differences", "pairs", "verdicts", "conclusions", "remarks", "links"
     }  # fmt: skip
     assert [policy["name"] for policy in answer["policies"]] == ["sft", "dpo", "ppo"]
     assert set(answer["policies"][0]) == {

@@ -61,10 +61,10 @@ def _is_sound(stages: Stages, sweep: Sweep, problems: Problems) -> bool:
             problems.add(name, f"wanted stage.field, since stages with another {name} would share nothing")
         elif len({json.dumps(value, sort_keys=True, default=str) for value in values}) < len(values):
             problems.add(name, f"wanted values that differ, got {' | '.join(map(str, values))}")
-        elif (found := name.split("."))[1] in stage_class(stages[found[0]]["uses"]).inputs():
+        elif _is_input(stages, name):
             problems.add(name, "an input has one value; write a stage for each")
         else:
-            label, *path = found
+            label, *path = name.split(".")
             for value in values:
                 fields = copy.deepcopy(dict(stages[label]))
                 set_field(fields, path, value)
@@ -72,6 +72,13 @@ def _is_sound(stages: Stages, sweep: Sweep, problems: Problems) -> bool:
                 if problems.found:
                     return False
     return not problems.found
+
+
+def _is_input(stages: Stages, name: str) -> bool:
+    """Whether a swept field is an input; a weight within `reward: {reward: 1.0, checks: 0.5}` is none."""
+    label, field, *within = name.split(".")
+    weight = within and isinstance(stages[label].get(field), dict)
+    return not weight and field in stage_class(stages[label]["uses"]).inputs()
 
 
 def _hangs_on(wiring: Wiring, sweep: Sweep) -> dict[str, tuple[str, ...]]:
@@ -102,14 +109,15 @@ def _copies(
             for name, place in choice.items():
                 if name.partition(".")[0] == label:
                     set_field(made, name.split(".")[1:], sweep[name][place])
+            made = stage_class(made["uses"]).spelled_out(made)  # else an input's label would replace a shorthand
             for field, needed in wiring[label].items():
                 made[field] = _label(needed, {name: choice[name] for name in hangs_on[needed]}, sweep)
             yield _label(label, choice, sweep), made
 
 
 def _label(label: str, choice: Choice, sweep: Sweep) -> str:
-    """`dpo@rank=8,beta=0.1`; fields that are called alike in two stages go by their full names."""
-    last = [name.rpartition(".")[2] for name in sweep]
+    """`dpo@rank=8,beta=0.1`; of fields of two stages that are called alike, both go by their full names."""
+    last = [name.rpartition(".")[2] for name in choice]
     said = [
         f"{name if last.count(field := name.rpartition('.')[2]) > 1 else field}={_shown(sweep[name][place])}"
         for name, place in choice.items()

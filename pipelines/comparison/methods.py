@@ -11,7 +11,7 @@ from pipelines.comparison.lineage import Lineage
 from pipelines.comparison.policies import Compared
 from tasks.evaluate import outcome
 
-SEED = re.compile(r"[@,_\-. ]+seed[=_\-]?\d+|[_\-]s?\d+$")
+SEED = re.compile(r"[@,_\-. ]+([\w\-]+\.)?seed[=_\-]?\d+|[_\-]s?\d+$")
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,40 @@ def test_seeds_of_two_stages_are_no_product(plan):
     swept = plan("dpo.seed=0|1|2", "reward.seed=0|1")
     assert len([label for label in labels(swept) if label.startswith("dpo")]) == 3
     assert len([label for label in labels(swept) if label.startswith("reward")]) == 2
-    assert swept["dpo@dpo.seed=0"].key == plan()["dpo"].key
-    assert len({swept[f"dpo@dpo.seed={seed}"].key for seed in (0, 1, 2)}) == 3
+    assert swept["dpo@seed=0"].key == plan()["dpo"].key
+    assert len({swept[f"dpo@seed={seed}"].key for seed in (0, 1, 2)}) == 3
+    assert "eval@dpo.seed=2,reward.seed=1" in labels(swept)  # this one hangs on both
     assert plan("dpo.seed=1")["dpo"].seed == 1 and plan("dpo.seed=1")["sft"].seed == 0
     assert plan("seed=3")["dpo"].seed == 3 and plan("seed=3", "dpo.seed=1")["dpo"].seed == 1
+
+
+def scored(weights: Any) -> dict[str, Any]:
+    """The chain with a PPO that has two rewards."""
+    recipe = chain()
+    recipe["stages"]["ppo"] = {"uses": "ppo", "policy": "sft", "data": "pairs", "reward": weights}
+    return recipe
+
+
+@pytest.mark.parametrize("word", ["dpo.beta=0.05|0.1", "ppo.kl_coef=0.05|0.1", "sft.epochs=1|2"])
+def test_a_reward_written_short_keeps_its_weights_in_every_branch(write_recipe, store, word):
+    recipe = write_recipe(scored({"reward": 0.3, "checks": 3.0}))
+    overrides, sweep = parse_overrides([word])
+    swept = make_plan(load_recipe(recipe, overrides, None, sweep), store)
+    first, _, value = word.partition("|")[0].partition("=")
+    plain = make_plan(load_recipe(recipe, {first: float(value) if "." in value else int(value)}), store)
+    found = [planned for planned in swept.stages if planned.uses == "ppo"]
+    assert all(planned.stage.settings()["programs"] == {"checks": 3.0} for planned in found)
+    assert all(planned.stage.settings()["reward_weight"] == 0.3 for planned in found)
+    assert plain["ppo"].key in {planned.key for planned in found}
+
+
+def test_a_rewards_weight_is_a_value_like_any_other(write_recipe, store):
+    recipe = write_recipe(scored({"reward": 0.3, "checks": 3.0}))
+    swept = make_plan(load_recipe(recipe, {}, None, {"ppo.reward.checks": [1.0, 3.0]}), store)
+    weights = {planned.label: planned.stage.settings()["programs"] for planned in swept.stages if planned.uses == "ppo"}
+    assert weights == {"ppo@checks=1.0": {"checks": 1.0}, "ppo@checks=3.0": {"checks": 3.0}}
+    with pytest.raises(RecipeError, match="an input has one value"):
+        load_recipe(write_recipe(scored("reward"), name="other.yaml"), {}, None, {"ppo.reward.checks": [1.0, 3.0]})
 
 
 def test_a_method_is_a_value_like_any_other(plan):

@@ -34,6 +34,13 @@ def test_other_seeds_of_the_same_chain_are_one_method_and_other_settings_are_not
     }  # fmt: skip
 
 
+def test_seeds_of_several_stages_are_dropped_from_a_name_as_well(chain):
+    shelf, data, sft, dpo = chain
+    names = [f"dpo@dpo.seed={seed},reward.seed=0" for seed in (0, 1)]
+    reports = [shelf.report(name, dpo(sft(0), seed), [True], data=data) for seed, name in enumerate(names)]
+    assert [method.name for method in methods_of(reports, Lineage(shelf.store))] == ["dpo"]
+
+
 def test_runs_that_differ_in_the_recipes_seed_are_one_method_too(chain):
     shelf, data, sft, _ = chain
     names = ("first-run:sft", "second-run:sft")

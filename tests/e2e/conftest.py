@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.e2e.prefect_server import Prefect
 
 ROOT = Path(__file__).parents[2]
 ALIGN = Path(sys.executable).parent / "align"
@@ -57,11 +60,12 @@ class Shop:
         return [path for path in found if (path / "manifest.json").exists()]
 
     def start(self, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+        """The command, in this home's environment but for what is given; an empty variable is none."""
         # A shell that starts tests in the background lets them ignore Ctrl-C; a user's terminal does not.
         return subprocess.Popen(
             [str(ALIGN), *words],
             cwd=cwd,
-            env={**self.environment, **environment},
+            env={name: value for name, value in {**self.environment, **environment}.items() if value},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -82,11 +86,20 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 @pytest.fixture(scope="session")
-def first(shop: Shop) -> Answer:
-    """The first run of the tiny recipe, without any server."""
-    answer = shop.align("run", "pipelines/tiny.yaml", "--json")
+def first(shop: Shop, prefect: Prefect) -> Answer:
+    """The first run of the tiny recipe, without any server; every later command has one, and doesn't wait for it."""
+    answer = shop.align("run", "pipelines/tiny.yaml", "--json", PREFECT_API_URL="")
     assert answer.status == 0, answer.err
     return answer
+
+
+@pytest.fixture(scope="session")
+def prefect(shop: Shop) -> Iterator[Prefect]:
+    server = Prefect(dict(shop.environment))
+    server.start()
+    shop.environment["PREFECT_API_URL"] = server.api
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -9,24 +9,15 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.e2e.prefect_server import Prefect
 from tests.e2e.servers import free_port
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def prefect(shop):
-    server = Prefect(shop.environment)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def served(first, shop, prefect):
     """A run against the server, in which dpo and what follows is made."""
-    answer = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect.api)
+    answer = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json")
     assert answer.status == 0, answer.err
     return answer.json
 
@@ -43,7 +34,7 @@ def test_the_flow_run_with_its_parameters_and_tasks_is_in_prefect(served, prefec
 
 
 def test_a_stage_made_before_is_cached_in_prefect_too(served, shop, prefect):
-    again = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json", PREFECT_API_URL=prefect.api).json
+    again = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json").json
     where = {"flow_runs": {"id": {"any_": [again["flow_run_id"]]}}}
     tasks = prefect.call("/task_runs/filter", where)
     assert {task["state_name"] for task in tasks} == {"Cached"}

@@ -128,7 +128,7 @@ def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp
     uses = longer.split(".")[0]
     words = ("run", "pipelines/tiny.yaml", longer, "--exec", "save_interval=2", "--until", uses)
     undisturbed = shop.align(*words, "--json", ALIGN_HOME=str(tmp_path / "undisturbed"))
-    process = shop.start(*words)
+    process = shop.start(*words, PREFECT_API_URL="")
     trainer = until_there_is_a_checkpoint(shop, process, uses)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)  # ends only when Prefect's server, which shares the pipes, is gone too

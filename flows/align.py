@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.home import align_home, prepare_services
+from flows.servers.state import use_servers
 
 prepare_services(align_home())
+if __name__ == "__main__":
+    use_servers(align_home())
 
 from httpx import HTTPError  # noqa: E402
 from prefect import flow, task  # noqa: E402

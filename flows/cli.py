@@ -127,7 +127,7 @@ def _up(args: argparse.Namespace) -> int:
 
     if args.status:
         return show_status(align_home(), as_json=args.json)
-    from flows.servers.starting import Asked
+    from flows.servers.choosing import Asked
 
     asked = Asked(args.host, args.prefect_port, args.mlflow_port, args.limit)
     return show_up(align_home(), asked=asked, as_json=args.json)

@@ -82,9 +82,7 @@ def _registry_verbs(verbs: Any) -> None:
 
 
 def _server_verbs(verbs: Any) -> None:
-    up = verbs.add_parser(
-        "up", help="start Prefect, MLflow and what runs deployments on this machine, unless they are up"
-    )
+    up = verbs.add_parser("up", help="start Prefect, MLflow and what runs deployments here, unless they are up")
     up.add_argument("--status", action="store_true", help="only say what is up; exit status 1 unless all of it is")
     up.add_argument("--host", metavar="HOST", help="listen on this address (127.0.0.1: nobody but this machine)")
     up.add_argument("--prefect-port", type=_port, metavar="N", help="by default 4200, or the next that is free")

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 def deployments() -> list[RunnerDeployment]:
     """All that is served. A deployment with another form is one more line here."""
+    from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
     from flows.align import align
 
-    found = [
-        align.to_deployment(
+    return [
+        RunnerDeployment.from_flow(
+            align,
             name="align",
             description="Run a recipe; stages whose inputs have not changed come from the cache.",
             parameters={"recipe": "pipelines/tiny.yaml"},
             entrypoint_type=EntrypointType.MODULE_PATH,  # so that it need not be served from the root of the clone
         ),
     ]
-    return found  # type: ignore[return-value]  # to_deployment is typed for callers that await it, too
 
 
 def main() -> None:

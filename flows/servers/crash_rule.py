@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME = "align: killed flow runs are Crashed"
 MISSED = 4
 """Heartbeats that must be missing, so that a busy or sleeping machine costs no healthy run its state."""
-ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", "AwaitingRetry")
+ENDS = ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", "AwaitingRetry")
 PATIENCE_S = 120.0
 
 

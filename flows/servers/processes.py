@@ -26,11 +26,16 @@ def boot() -> str:
 
 def start_of(pid: int) -> str | None:
     """When a process started, in the kernel's ticks since boot; None if there is none, or only its exit status."""
+    fields = _stat(pid)
+    return None if not fields or fields[0] in "ZX" else fields[19]
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process after its name: state, parent, ..."""
     try:
-        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+        return []
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,14 @@ def marked(mark: str) -> dict[int, str]:
     return found
 
 
+def children(mark: str, parent: Started) -> list[Started]:
+    """Of the processes with this mark, those that `parent` itself has started."""
+    if not parent.alive():
+        return []
+    found = [pid for pid in marked(mark) if _stat(pid)[1:2] == [str(parent.pid)]]
+    return [Started.of(pid) for pid in found]
+
+
 def tell(pid: int, start: str, number: int) -> None:
     """Send a signal to the process that started then, and never to a later one with its pid."""
     with suppress(ProcessLookupError):
@@ -73,6 +86,14 @@ def tell(pid: int, start: str, number: int) -> None:
                 signal.pidfd_send_signal(fd, number)
         finally:
             os.close(fd)
+
+
+def end_asked(processes: Collection[Started], grace_s: float) -> bool:
+    """Ask processes to end, and say whether all have within the time; False if there is none."""
+    there = [one for one in processes if one.alive()]
+    for one in there:
+        tell(one.pid, one.start, signal.SIGTERM)
+    return bool(there) and _gone(lambda: {one.pid: one.start for one in there if one.alive()}, grace_s)
 
 
 def end_marked(marks: Collection[str], first: Collection[Started], grace_s: float) -> int:
@@ -85,10 +106,7 @@ def end_marked(marks: Collection[str], first: Collection[Started], grace_s: floa
     def left() -> dict[int, str]:
         return {pid: start for mark in marks for pid, start in marked(mark).items()}
 
-    for one in first:
-        if one.alive():
-            tell(one.pid, one.start, signal.SIGTERM)
-    if first and _gone(left, grace_s):
+    if end_asked(first, grace_s) and _gone(left, grace_s):
         return 0
     for pid, start in left().items():
         tell(pid, start, signal.SIGTERM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.servers.processes import end_marked, marked
+from flows.servers.processes import children, end_asked, end_marked, marked
 from flows.servers.starting import GRACE_S, alone
 from flows.servers.state import ROLES, SERVING, Servers
 
@@ -21,7 +21,7 @@ class Ended:
 
 
 def down(home: Path) -> Ended:
-    """End them: flow runs that are being served first, so that they can say how they ended."""
+    """End them: flow runs that are being served first, while there are servers to which they can say how they ended."""
     if Servers.load(home) is None:
         return Ended([], 0, 0)
     with alone(home):
@@ -31,6 +31,8 @@ def down(home: Path) -> Ended:
         there = len(marked(servers.mark()))
         roles = [role for role in ROLES if servers.alive(role)]
         servers = servers.having(home, ready=False)  # no run begins to use what is going away
+        if SERVING in servers.processes:
+            end_asked(children(servers.mark(SERVING), servers.processes[SERVING]), GRACE_S)
         killed = 0
         for group in ([SERVING], [role for role in ROLES if role != SERVING]):
             first = [servers.processes[role] for role in group if role in servers.processes]

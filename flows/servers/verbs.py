@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,13 +21,11 @@ def show_up(home: Path, *, asked: Any, as_json: bool) -> int:
     """Start what is not up, and say where it is."""
     from flows.servers.starting import up
 
-    named = _named_elsewhere(home)
+    named = _named_elsewhere()
     began = time.monotonic()
-    print(
-        f"starting Prefect and MLflow for {home}, which takes a while" if _is_down(home) else "",
-        end="\n" if _is_down(home) else "",
-        file=sys.stderr,
-    )
+    if (servers_before := Servers.load(home)) is None or servers_before.missing:
+        print(f"starting what is not up for {home}; a quarter of a minute or two", file=sys.stderr)
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
     servers, started = up(home, asked)
     report = report_of(home, servers)
     if as_json:
@@ -107,11 +106,6 @@ def _lines(report: dict[str, Any]) -> str:
     return "\n".join([*rows, f"recipes are looked up in {report['folder']}; logs are in {report['logs']}"])
 
 
-def _is_down(home: Path) -> bool:
-    servers = Servers.load(home)
-    return servers is None or bool(servers.missing)
-
-
 def _remarks(servers: Servers) -> list[str]:
     found = []
     if servers.host != LOOPBACK:
@@ -121,7 +115,12 @@ def _remarks(servers: Servers) -> list[str]:
     return found
 
 
-def _named_elsewhere(home: Path) -> list[str]:
+def _named_elsewhere() -> list[str]:
     """What the environment says against the servers that are up."""
     named = {"PREFECT_API_URL": named_prefect(), "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI")}
     return [f"note: {name} is {value}, so `align run` uses that from here" for name, value in named.items() if value]
+
+
+def _as_ctrl_c(number: int, frame: object) -> None:
+    """Whoever ends `align up` with SIGTERM finds nothing half started, as after Ctrl-C."""
+    raise KeyboardInterrupt

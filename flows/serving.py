@@ -39,10 +39,14 @@ def main() -> None:
     found = deployments()
     from prefect import serve
 
+    from flows.home import align_home
+    from flows.lost import end_all_lost, tell_prefect
     from flows.servers.crash_rule import install_crash_rule, wait_for_prefect
 
     wait_for_prefect()
     install_crash_rule()
+    for lost in end_all_lost(align_home()):  # with the machine, say
+        tell_prefect(align_home(), lost)
     serve(*found, pause_on_shutdown=False, print_starting_message=False, limit=limit)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import ServerError
 
@@ -37,7 +37,10 @@ def wait_for_prefect() -> None:
 
 
 def install_crash_rule() -> None:
-    """Make the rule, or renew it if it was another; Prefect's client tries again where its database is locked."""
+    """Make the rule, or renew it if it was another; Prefect's client tries again where its database is locked.
+
+    One that is as it should be is left alone: with an update Prefect forgets the heartbeats that it has seen.
+    """
     from prefect.client.orchestration import get_client
 
     wanted = crash_rule()
@@ -49,7 +52,13 @@ def install_crash_rule() -> None:
         for one in found[1:]:
             client.delete_automation(one.id)
         wanted.enabled = found[0].enabled  # whoever switched it off wants it off
-        client.update_automation(found[0].id, wanted)
+        if _meaning(found[0]) != _meaning(wanted):
+            client.update_automation(found[0].id, wanted)
+
+
+def _meaning(rule: AutomationCore) -> dict[str, Any]:
+    """What the server keeps of a rule, without the numbers that it gives."""
+    return rule.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
 
 
 def crash_rule() -> AutomationCore:

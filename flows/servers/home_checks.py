@@ -53,8 +53,8 @@ def locks_found(home: Path) -> Iterator[Finding]:
         draft = home / "drafts" / lock.name
         still = time.time() - _touched(draft) if draft.exists() else 0.0
         if still > STILL_S:
-            yield Finding("locks", WARNING, f"{lock.name}: held by {who}, untouched for {still / 3600:.0f} hours",
-                          "look at what it does; if it hangs, end it: the next run goes on from the last checkpoint")  # fmt: skip
+            found = f"{lock.name}: held by {who}, untouched for {still / 3600:.0f} hours"
+            yield Finding("locks", WARNING, found, "if it hangs, end it: the next run goes on from its last checkpoint")
         else:
             yield Finding("locks", OK, f"{lock.name} is worked on by {who}")
 

@@ -63,7 +63,8 @@ class Reference:
         prefect = self.folder / "prefect"
         prefect.mkdir(parents=True, exist_ok=True)
         database = f"sqlite+aiosqlite:///{prefect / 'prefect.db'}"  # made once, and not for each home again
-        own = {"ALIGN_HOME": str(home), "PREFECT_HOME": str(prefect), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
+        own = {"ALIGN_HOME": str(home), "PREFECT_HOME": str(prefect)}
+        own["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
         return subprocess.Popen(
             [str(ALIGN), *words, "--json"], cwd=ROOT, env={**given, **own, **environment},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

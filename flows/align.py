@@ -13,6 +13,8 @@ from flows.home import align_home, prepare_services
 from flows.servers.state import use_servers
 
 prepare_services(align_home())
+with suppress(OSError):  # whoever may not write there is told so later, and better
+    align_home().mkdir(parents=True, exist_ok=True)  # Prefect's own server has its database there
 if __name__ == "__main__":
     use_servers(align_home())
 

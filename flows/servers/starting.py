@@ -19,7 +19,8 @@ from flows.servers.commands import start
 from flows.servers.processes import end_marked
 from flows.servers.state import MLFLOW, PREFECT, ROLES, SERVING, Servers, folder_of, log_of, state_file
 
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
+"""Half a minute is usual on two cores; a machine that trains meanwhile takes minutes."""
 DUMB_S = 30.0
 GRACE_S = 15.0
 

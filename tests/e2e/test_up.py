@@ -17,6 +17,8 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from flows.artifact_files import put_files
+from flows.mlflow_server import MlflowServer
 from tests.e2e.conftest import Answer, Shop
 from tests.e2e.prefect_server import Prefect
 from tests.e2e.servers import answers, free_port
@@ -42,11 +44,23 @@ def of_up(shop: Shop) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if ours(process)]
 
 
+def logged_without_a_server(home: Path) -> str:
+    """A run with a file, in the way and the place of runs without servers; its id."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        server = MlflowServer.reach(home, "earlier")
+    run = server.make("earlier", "before", {})
+    (home / "note.txt").write_text("made before")
+    put_files(server.client, run, home / "note.txt", "notes")
+    return run
+
+
 class Up:
     """A home whose servers are up, where the usual port of Prefect was taken."""
 
     def __init__(self, folder: Path) -> None:
         self.shop = Shop(folder)
+        self.before = logged_without_a_server(self.shop.home)
         with socket.socket() as somebody:
             with suppress(OSError):  # then it is somebody's already
                 somebody.bind(("127.0.0.1", 4200))
@@ -97,8 +111,20 @@ def test_all_answer_on_free_ports_and_their_pages_call_the_right_one(up):
     assert up.api.call("/admin/version") == found["prefect"]["version"]
     with urllib.request.urlopen(f"{found['prefect']['url']}/ui-settings") as answer:
         assert f'"api_url":"{found["prefect_api"]}"' in answer.read().decode()
-    assert MlflowClient(found["mlflow"]["url"]).get_experiment("0").artifact_location.startswith("file:///")
+    client = MlflowClient(found["mlflow"]["url"])
+    made = client.get_experiment(client.create_experiment("another's"))
+    assert made.artifact_location.startswith((up.shop.home / "mlflow").as_uri())  # files here, that can be linked
     assert found["serving"]["url"].startswith(f"{found['prefect']['url']}/deployments/deployment/")
+
+
+def test_what_was_logged_before_is_there_with_its_files(up, tmp_path):
+    client = MlflowClient(up.first.json["mlflow"]["url"])
+    assert client.get_run(up.before).info.run_name == "before"
+    fetched = client.download_artifacts(up.before, "notes/note.txt", str(tmp_path))
+    assert Path(fetched).read_text() == "made before"
+    page = f"{up.first.json['mlflow']['url']}/get-artifact?path=notes/note.txt&run_uuid={up.before}"
+    with urllib.request.urlopen(page) as answer:  # as its pages show it
+        assert answer.read() == b"made before"
 
 
 def test_up_again_starts_nothing_and_the_status_is_instant(up):
@@ -176,6 +202,17 @@ def test_down_ends_all_of_it_and_its_flow_run_too_and_all_stays_to_be_seen(up, r
     assert client.get_run(run.json["mlflow_run_id"]).info.status == "FINISHED"
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     assert {one.info.status for one in runs} == {"FINISHED", "KILLED"}
+
+
+def test_a_run_without_them_writes_to_the_same_databases(up, run):
+    answer = up.shop.align("run", TINY, "--until", "base", "--json")
+    assert answer.status == 0 and answer.statuses == {"base": "cached"}
+    with closing(sqlite3.connect(up.shop.home / "prefect.db")) as database:
+        runs = {row[0] for row in database.execute("select id from flow_run")}
+    assert {run.json["flow_run_id"], answer.json["flow_run_id"]} <= runs
+    client = MlflowClient(f"sqlite:///{up.shop.home / 'mlflow.db'}")
+    stage = client.get_run(answer.json["mlflow_run_id"]).data.tags["align.stage.base"]
+    assert stage == run.stage("base")["mlflow_run_id"]
 
 
 def test_a_database_that_cannot_be_migrated_ends_up_with_its_words_and_leaves_nothing(up, tmp_path):

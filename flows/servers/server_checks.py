@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +25,10 @@ def up_found(home: Path) -> Iterator[Finding]:
     if servers is None or not servers.processes:
         yield Finding("servers", OK, "none of `align up`; a run starts its own Prefect server, and writes to mlflow.db")
         return
+    for name, version in servers.versions.items():
+        if servers.alive(name) and version != metadata.version(name):
+            found = f"{name} {version} is up, and {metadata.version(name)} has been installed since"
+            yield Finding("servers", WARNING, found, "`align down`, then `align up`")
     for role in ROLES:
         if not servers.alive(role):
             yield Finding("servers", BROKEN, f"{role} has ended; its last words are in {log_of(home, role)}", AGAIN)

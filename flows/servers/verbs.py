@@ -8,23 +8,25 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.servers import asking
 from flows.servers.commands import shown_host
 from flows.servers.state import LOOPBACK, MLFLOW, PREFECT, ROLES, SERVING, Servers, bracketed, folder_of, named_prefect
 
+if TYPE_CHECKING:
+    from flows.servers.choosing import Asked
+
 SAID = {PREFECT: "Prefect", MLFLOW: "MLflow", SERVING: "deployments"}
 
 
-def show_up(home: Path, *, asked: Any, as_json: bool) -> int:
+def show_up(home: Path, *, asked: Asked, as_json: bool) -> int:
     """Start what is not up, and say where it is."""
     from flows.servers.starting import up
 
-    named = _named_elsewhere()
     began = time.monotonic()
-    if (servers_before := Servers.load(home)) is None or servers_before.missing:
-        print(f"starting what is not up for {home}; a quarter of a minute or two", file=sys.stderr)
+    if (before := Servers.load(home)) is None or before.missing:
+        print(f"starting what is not up for {home}; that takes about half a minute", file=sys.stderr)
     signal.signal(signal.SIGTERM, _as_ctrl_c)
     servers, started = up(home, asked)
     report = report_of(home, servers)
@@ -34,7 +36,7 @@ def show_up(home: Path, *, asked: Any, as_json: bool) -> int:
     took = f"started {', '.join(SAID[role] for role in started)} in {time.monotonic() - began:.0f} s"
     print(took if started else "was up already")
     print(_lines(report))
-    for line in (*_remarks(servers), *named):
+    for line in (*_remarks(servers), *_named_elsewhere(servers)):
         print(line, file=sys.stderr)
     return 0
 
@@ -115,10 +117,14 @@ def _remarks(servers: Servers) -> list[str]:
     return found
 
 
-def _named_elsewhere() -> list[str]:
+def _named_elsewhere(servers: Servers) -> list[str]:
     """What the environment says against the servers that are up."""
     named = {"PREFECT_API_URL": named_prefect(), "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI")}
-    return [f"note: {name} is {value}, so `align run` uses that from here" for name, value in named.items() if value]
+    return [
+        f"note: {name} is {value}, so `align run` uses that from here"
+        for name, value in named.items()
+        if value and value.rstrip("/") not in (servers.prefect_api, servers.mlflow)
+    ]
 
 
 def _as_ctrl_c(number: int, frame: object) -> None:

@@ -58,8 +58,9 @@ def logged_without_a_server(home: Path) -> str:
 class Up:
     """A home whose servers are up, where the usual port of Prefect was taken."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.shop = Shop(folder)
+        self.shop.environment |= environment
         self.before = logged_without_a_server(self.shop.home)
         with socket.socket() as somebody:
             with suppress(OSError):  # then it is somebody's already

@@ -91,7 +91,10 @@ def test_one_of_three_that_is_gone_and_one_that_is_dumb(home):
     alive = Started.of(os.getpid())
     gone = replace(alive, start="1")
     processes = {"prefect": alive, "mlflow": gone, "serving": alive}
-    Servers("t", "127.0.0.1", free_port(), free_port(), "/", 1, ready=True, processes=processes).save(home)
+    ports = free_port(), free_port()
+    Servers("t", "127.0.0.1", *ports, "/", 1, {"prefect": "3.1.0"}, ready=True, processes=processes).save(home)
+    (older,) = of(server_checks.up_found(home), WARNING)
+    assert older.found.startswith("prefect 3.1.0 is up, and 3.") and older.do == "`align down`, then `align up`"
     found = of(server_checks.up_found(home), BROKEN)
     assert [finding.found.split(";")[0] for finding in found] == [
         f"prefect is there (process {os.getpid()}) and does not answer",

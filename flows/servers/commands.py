@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flows.servers.processes import MARK, Started
@@ -46,16 +47,20 @@ def mlflow_command(servers: Servers, home: Path) -> list[str]:
         sys.executable, "-m", "mlflow", "server", "--host", servers.host, "--port", str(servers.mlflow_port),
         "--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
         "--default-artifact-root", (home / "mlflow").as_uri(), "--no-serve-artifacts",
-        "--uvicorn-opts", "--log-level=warning --no-access-log", *_allowed_hosts(servers),
+        "--uvicorn-opts", "--log-level=warning --no-access-log", *_named_by_browsers(servers),
     ]  # fmt: skip
 
 
-def _allowed_hosts(servers: Servers) -> list[str]:
-    """By default MLflow answers this machine alone, by whatever name the browser asks for."""
+def _named_by_browsers(servers: Servers) -> list[str]:
+    """Names and addresses by which a browser may ask, where other machines can: MLflow refuses all but these."""
     if servers.host in (LOOPBACK, "localhost", "::1"):
-        return []
-    names = dict.fromkeys(["localhost", LOOPBACK, socket.gethostname(), socket.getfqdn(), shown_host(servers)])
-    return ["--allowed-hosts", ",".join(f"{name},{name}:*" for name in names)]
+        return []  # its default
+    own = [LOOPBACK, "localhost", socket.gethostname(), socket.getfqdn(), shown_host(servers)]
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        outward.connect(("192.0.2.1", 9))  # sends nothing: it only asks by which address one would
+        own.append(outward.getsockname()[0])
+    names = [f"{bracketed(name)}:{servers.mlflow_port}" for name in dict.fromkeys(own)]
+    return ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", ",".join(f"http://{one}" for one in names)]
 
 
 def serving_command(servers: Servers, home: Path) -> list[str]:

@@ -7,6 +7,7 @@
     │   ├── ModelError         a base model, its tokenizer or its chat template
     │   └── HomeError          no room, or no right to write, under $ALIGN_HOME
     ├── InterruptedStage       exit status 130: a stage was asked to end, and ended
+    ├── ServerError            a server of `align up` did not start
     ├── FingerprintError       a value without a stable form was to be hashed
     └── StageError             a stage failed; run the same command again to go on
         ├── OutOfMemoryError   it needed more memory than there is
@@ -54,6 +55,10 @@ class InterruptedStage(AlignError):  # noqa: N818  (nothing went wrong)
     """A stage ended because it was asked to; running it again goes on."""
 
     exit_status = 130
+
+
+class ServerError(AlignError):
+    """A server that we started does not answer, or ended: the message has its last words."""
 
 
 class StageError(AlignError):

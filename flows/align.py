@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.home import align_home, prepare_services
+from flows.servers.state import use_servers
 
 prepare_services(align_home())
+with suppress(OSError):  # whoever may not write there is told so later, and better
+    align_home().mkdir(parents=True, exist_ok=True)  # Prefect's own server has its database there
+if __name__ == "__main__":
+    use_servers(align_home())
 
 from httpx import HTTPError  # noqa: E402
 from prefect import flow, task  # noqa: E402

@@ -100,7 +100,7 @@ def _links(comparisons: Comparisons) -> dict[str, str]:
     found = compare_links(comparisons, server.uri, server.place_of)
     if not found:
         print("MLflow does not have the runs of these stages; `align sync` sends what it lacks", file=sys.stderr)
-    elif server.is_own:
+    elif server.uri.startswith("sqlite:"):
         print(f"at {LOCAL} after: mlflow ui --backend-store-uri {server.uri}", file=sys.stderr)
     return found
 

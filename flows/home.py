@@ -30,12 +30,16 @@ def aside(home: Path) -> Iterator[Path]:
 def prepare_services(home: Path) -> None:
     """Environment variables that Prefect and MLflow read when they are imported; what is set already stays.
 
-    Prefect's result records (pointers, never weights) live under `$ALIGN_HOME`, so that they go where the store goes.
+    Prefect's result records (pointers, never weights) and its database live under `$ALIGN_HOME`, so that they go where
+    the store goes, and a run without a server leaves its traces where a server shows them.
     """
+    if "PREFECT_API_DATABASE_CONNECTION_URL" not in os.environ:  # the older name of the same setting
+        os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home / 'prefect.db'}")
     defaults = {
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect-results"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",  # by which flows/servers/crash_rule.py sees that a run was killed
         "PREFECT_CLIENT_MAX_RETRIES": "3",  # with its 5, a run waits four minutes for a server that is gone
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

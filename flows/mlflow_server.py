@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from artifacts.errors import UserError
 from artifacts.locking import held
 from flows.compare_links import Place
+from flows.servers.state import own_mlflow
 
 MARK_TAG = "align.server"
 KEY_TAG, USES_TAG, DIGEST_TAG = "align.key", "align.uses", "align.digest"
@@ -26,6 +27,8 @@ class MlflowServer:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+        self.is_own = self.uri.startswith("sqlite:") or self.uri == own_mlflow(home)
+        """Whether it is the database of this home, by itself or served by `align up`: what it knows, the store has."""
         with self._alone():
             self.client = MlflowClient(tracking_uri=self.uri)  # makes the database
         self.name = ""
@@ -57,11 +60,6 @@ class MlflowServer:
         except MlflowException as error:
             raise UserError(f"MLflow at {self.uri}: {_reason(error)}") from error
 
-    @property
-    def is_own(self) -> bool:
-        """Whether it is the database of this home: what it knows, the store has."""
-        return self.uri.startswith("sqlite:")
-
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Two processes that make this home's database at once would spoil it for each other."""
@@ -84,7 +82,7 @@ class MlflowServer:
         return self._experiments[name]
 
     def _make(self, name: str) -> str:
-        place = (self.home / "mlflow" / quote(name, safe="")).as_uri() if self.uri.startswith("sqlite:") else None
+        place = (self.home / "mlflow" / quote(name, safe="")).as_uri() if self.is_own else None
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
             return str(self.client.create_experiment(name, artifact_location=place, tags=tags))

@@ -10,8 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.home import align_home
-
 WIDTH = 118
 
 
@@ -52,15 +50,10 @@ def run_tables(record: Any, *, paths: bool) -> str:
     if comparisons.each:
         parts.append(f"costs, needs, curves and completions: align compare {record.run_id} --html FILE")
     link = mlflow_link(record)
-    parts.append(f"MLflow: {link}" if link else f"MLflow: mlflow ui --backend-store-uri sqlite:///{_database()}")
+    parts.append(f"MLflow: {link}" if link else "MLflow: `align up` shows it in a browser")
     merged = [stage for stage in record.stages if stage["uses"] == "merge" and stage["path"]]
     parts += [f"{stage['name']}: {stage['path']}" for stage in merged]
     return "\n".join(parts)
-
-
-def _database() -> Path:
-    path = align_home() / "mlflow.db"
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def runs_table(records: Sequence[Any]) -> str:

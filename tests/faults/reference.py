@@ -60,7 +60,11 @@ class Reference:
     def align(self, home: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
         """The command, on this home."""
         given = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-        own = {"ALIGN_HOME": str(home), "PREFECT_HOME": str(self.folder / "prefect")}
+        prefect = self.folder / "prefect"
+        prefect.mkdir(parents=True, exist_ok=True)
+        database = f"sqlite+aiosqlite:///{prefect / 'prefect.db'}"  # made once, and not for each home again
+        own = {"ALIGN_HOME": str(home), "PREFECT_HOME": str(prefect)}
+        own["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
         return subprocess.Popen(
             [str(ALIGN), *words, "--json"], cwd=ROOT, env={**given, **own, **environment},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

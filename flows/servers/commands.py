@@ -1,0 +1,111 @@
+"""How each of the three processes is started: its command, and what it finds in its environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from flows.servers.processes import MARK, Started
+from flows.servers.state import EVERYWHERE, LOOPBACK, MLFLOW, PREFECT, SERVING, Servers, bracketed, log_of
+
+LOG_BYTES = 10 << 20
+"""A log that is longer makes way for a new one when its process is started again."""
+POLL_S = 3
+"""How often the serving process asks Prefect for flow runs that are due."""
+NOT_INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI", "PREFECT_API_KEY")
+
+
+def start(servers: Servers, role: str, home: Path) -> Started:
+    """Start one, in a session of its own, and let it go."""
+    log = log_of(home, role)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_suffix(".old.log"))
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            COMMANDS[role](servers, home), env=environment(servers, role, home), stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, cwd=servers.folder if role == SERVING else log.parent,
+            start_new_session=True,
+        )  # fmt: skip
+    process.returncode = 0  # it is not ours to wait for: it outlives us
+    return Started.of(process.pid)
+
+
+def prefect_command(servers: Servers, home: Path) -> list[str]:
+    where = ["--host", servers.host, "--port", str(servers.prefect_port)]
+    return [sys.executable, "-m", "prefect", "server", "start", *where]
+
+
+def mlflow_command(servers: Servers, home: Path) -> list[str]:
+    """On the database that runs without a server use too; artifacts stay files of this machine, to be hard-linked."""
+    return [
+        sys.executable, "-m", "mlflow", "server", "--host", servers.host, "--port", str(servers.mlflow_port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}",
+        "--default-artifact-root", (home / "mlflow").as_uri(), "--no-serve-artifacts",
+        "--uvicorn-opts", "--log-level=warning --no-access-log", *_named_by_browsers(servers),
+    ]  # fmt: skip
+
+
+def _named_by_browsers(servers: Servers) -> list[str]:
+    """Names and addresses by which a browser may ask, where other machines can: MLflow refuses all but these."""
+    if servers.host in (LOOPBACK, "localhost", "::1"):
+        return []  # its default
+    own = [LOOPBACK, "localhost", socket.gethostname(), socket.getfqdn(), shown_host(servers)]
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+        outward.connect(("192.0.2.1", 9))  # sends nothing: it only asks by which address one would
+        own.append(outward.getsockname()[0])
+    names = [f"{bracketed(name)}:{servers.mlflow_port}" for name in dict.fromkeys(own)]
+    return ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", ",".join(f"http://{one}" for one in names)]
+
+
+def serving_command(servers: Servers, home: Path) -> list[str]:
+    return [sys.executable, "-m", "flows.serving", "--limit", str(servers.limit)]
+
+
+COMMANDS: dict[str, Callable[[Servers, Path], list[str]]] = {
+    PREFECT: prefect_command,
+    MLFLOW: mlflow_command,
+    SERVING: serving_command,
+}
+
+
+def shown_host(servers: Servers) -> str:
+    """The name under which a browser, perhaps on another machine, finds the servers."""
+    return socket.gethostname() if servers.host in EVERYWHERE else servers.host
+
+
+def ui_api(servers: Servers) -> str:
+    """The address of the API as Prefect's pages, in the browser, must call it."""
+    return f"http://{bracketed(shown_host(servers))}:{servers.prefect_port}/api"
+
+
+def environment(servers: Servers, role: str, home: Path) -> dict[str, str]:
+    """The user's, but for what names the servers and the home."""
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    own = {
+        MARK: servers.mark(role),
+        "ALIGN_HOME": str(home),
+        "PREFECT_API_URL": servers.prefect_api,
+        "PREFECT_UI_URL": ui_api(servers).removesuffix("/api"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if role == PREFECT:
+        own |= {
+            "PREFECT_UI_API_URL": ui_api(servers),  # else the pages call port 4200, whatever the server's is
+            "PREFECT_SERVER_UI_API_URL": ui_api(servers),
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            # In memory, by default: slots that are taken when the server restarts would be taken for ever.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        }
+    if role == MLFLOW:
+        own["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes and a gigabyte that nothing here needs
+    if role == SERVING:
+        own |= {"MLFLOW_TRACKING_URI": servers.mlflow, "PREFECT_RUNNER_POLL_FREQUENCY": str(POLL_S)}
+    return inherited | own

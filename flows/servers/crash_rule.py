@@ -1,0 +1,93 @@
+"""A rule of the Prefect server: a flow run whose process was killed does not stay `Running` for ever.
+
+Flow runs send heartbeats; nothing in Prefect acts on their absence until an automation does.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from artifacts.errors import ServerError
+
+if TYPE_CHECKING:
+    from prefect.events.schemas.automations import AutomationCore
+
+NAME = "align: killed flow runs are Crashed"
+MISSED = 4
+"""Heartbeats that must be missing, so that a busy or sleeping machine costs no healthy run its state."""
+ENDS = ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", "AwaitingRetry")
+PATIENCE_S = 120.0
+
+
+def wait_for_prefect() -> None:
+    """Until the server that PREFECT_API_URL names answers; raises ServerError if it does not."""
+    from prefect.client.orchestration import get_client
+
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+        if problem is None:
+            return
+        if time.monotonic() > deadline:
+            raise ServerError(f"Prefect does not answer: {problem}")
+        time.sleep(0.5)
+
+
+def install_crash_rule() -> None:
+    """Make the rule, or renew it if it was another; Prefect's client tries again where its database is locked.
+
+    One that is as it should be is left alone: with an update Prefect forgets the heartbeats that it has seen.
+    """
+    from prefect.client.orchestration import get_client
+
+    wanted = crash_rule()
+    with get_client(sync_client=True) as client:
+        found = client.read_automations_by_name(NAME)
+        if not found:
+            client.create_automation(wanted)
+            return
+        for one in found[1:]:
+            client.delete_automation(one.id)
+        wanted.enabled = found[0].enabled  # whoever switched it off wants it off
+        if _meaning(found[0]) != _meaning(wanted):
+            client.update_automation(found[0].id, wanted)
+
+
+def _meaning(rule: AutomationCore) -> dict[str, Any]:
+    """What the server keeps of a rule, without the numbers that it gives."""
+    return rule.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
+
+
+def crash_rule() -> AutomationCore:
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+    from prefect.settings import get_current_settings
+
+    seconds = get_current_settings().flows.heartbeat_frequency or 60
+    heartbeat = "prefect.flow-run.heartbeat"
+    return AutomationCore(
+        name=NAME,
+        description="Installed by `align up`. Switch it off here if it takes a run for dead that is not.",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "align*"}),
+            for_each={"prefect.resource.id"},
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=MISSED * seconds),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                name=None,
+                message=f"no sign of life for {MISSED * seconds} seconds: its process was killed",
+            )
+        ],
+    )

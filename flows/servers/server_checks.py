@@ -1,0 +1,106 @@
+"""The servers: those of `align up`, those that the environment names, and the ports."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flows.servers import asking, ports
+from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT, who_has
+from flows.servers.commands import ui_api
+from flows.servers.findings import BROKEN, OK, WARNING, Finding
+from flows.servers.machine_checks import PROJECT
+from flows.servers.state import LOOPBACK, MLFLOW, PREFECT, ROLES, Servers, log_of, named_prefect
+
+AGAIN = "`align up` starts it again"
+
+
+def up_found(home: Path) -> Iterator[Finding]:
+    """Whether what `align up` started is there, answers, and is what it should be."""
+    servers = Servers.load(home)
+    if servers is None or not servers.processes:
+        yield Finding("servers", OK, "none of `align up`; a run starts its own Prefect server, and writes to mlflow.db")
+        return
+    for name, version in servers.versions.items():
+        if servers.alive(name) and version != metadata.version(name):
+            found = f"{name} {version} is up, and {metadata.version(name)} has been installed since"
+            yield Finding("servers", WARNING, found, "`align down`, then `align up`")
+    for role in ROLES:
+        if not servers.alive(role):
+            yield Finding("servers", BROKEN, f"{role} has ended; its last words are in {log_of(home, role)}", AGAIN)
+        elif not asking.answers(servers, role):
+            yield Finding("servers", BROKEN, f"{role} is there (process {servers.processes[role].pid}) and does not "
+                          f"answer; its log is {log_of(home, role)}", "`align down`, then `align up`")  # fmt: skip
+        elif role == PREFECT:
+            yield from prefect_found(servers.prefect, ui_api(servers), "`align down`, then `align up`")
+        elif role == MLFLOW:
+            yield from mlflow_found(servers.mlflow, "`align down`, then `align up`")
+        else:
+            yield Finding("servers", OK, f"deployments are served, with recipes from {servers.folder}")
+
+
+def prefect_found(server: str, ui_wanted: str, do: str) -> Iterator[Finding]:
+    """A Prefect server: its version, and where its pages look for its API."""
+    version = asking.prefect_version(server)
+    if version is None:
+        yield Finding("servers", BROKEN, f"Prefect does not answer at {server}", do)
+        return
+    yield _version("prefect", "Prefect", server, version, do)
+    ui = asking.prefect_ui_api(server)
+    if ui is None or ui.rstrip("/") == ui_wanted:
+        return
+    local = urlsplit(ui).hostname in (LOOPBACK, "localhost", "::1")
+    yield Finding("servers", BROKEN if local else WARNING, f"Prefect's pages at {server} call the API at {ui}",
+                  f"start that server again with PREFECT_UI_API_URL={ui_wanted}, or use `align up`")  # fmt: skip
+
+
+def mlflow_found(server: str, do: str) -> Iterator[Finding]:
+    version = asking.mlflow_version(server)
+    if version is None:
+        yield Finding("servers", BROKEN, f"MLflow does not answer at {server}", do)
+    else:
+        yield _version("mlflow", "MLflow", server, version, do)
+
+
+def _version(package: str, name: str, server: str, version: str, do: str) -> Finding:
+    from packaging.requirements import Requirement
+
+    lines = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
+    wanted = next(one.specifier for one in map(Requirement, lines) if one.name == package)
+    if wanted.contains(version, prereleases=True):
+        return Finding("servers", OK, f"{name} {version} answers at {server}")
+    return Finding("servers", BROKEN, f"{name} at {server}: wanted {wanted}, got {version}",
+                   f"start a server of such a version there; for one of `align up`: {do}")  # fmt: skip
+
+
+def named_found(home: Path) -> Iterator[Finding]:
+    """Servers that the environment names, which runs use then, whatever is up."""
+    servers = Servers.load(home)
+    own = (servers.prefect_api, servers.mlflow) if servers else ()
+    prefect, mlflow = named_prefect() or "", os.environ.get("MLFLOW_TRACKING_URI", "")
+    if prefect.startswith("http") and prefect.rstrip("/") not in own:
+        server = prefect.rstrip("/").removesuffix("/api")
+        yield from prefect_found(server, f"{server}/api", "start it, or unset PREFECT_API_URL")
+    if mlflow.startswith("http") and mlflow.rstrip("/") not in own:
+        yield from mlflow_found(mlflow.rstrip("/"), "start it, or unset MLFLOW_TRACKING_URI")
+
+
+def ports_found(home: Path) -> Iterator[Finding]:
+    """Whether the servers' ports are free, where none is up."""
+    servers = Servers.load(home)
+    host = servers.host if servers else LOOPBACK
+    wanted = {PREFECT: PREFECT_PORT, MLFLOW: MLFLOW_PORT}
+    if servers is not None and len(servers.missing) < len(ROLES):
+        wanted = {PREFECT: servers.prefect_port, MLFLOW: servers.mlflow_port}
+    for role, port in wanted.items():
+        if servers is not None and servers.alive(role):
+            yield Finding("ports", OK, f"{port} is {role}'s")
+        elif ports.free(host, port):
+            yield Finding("ports", OK, f"{port} is free for {role}")
+        else:
+            yield Finding("ports", WARNING, f"{port}: {who_has(host, port)}",
+                          f"`align up` takes the next free port for {role}; or end what is there")  # fmt: skip

@@ -1,0 +1,44 @@
+"""What each process is told: databases and artifacts of this home, and addresses that a browser can call."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from flows.servers.commands import environment, mlflow_command, ui_api
+from flows.servers.state import Servers
+
+
+def servers(host: str) -> Servers:
+    return Servers("token", host, 4207, 5007, "/", 1)
+
+
+def after(command: list[str], option: str) -> str:
+    return command[command.index(option) + 1]
+
+
+def test_mlflow_serves_this_homes_database_and_keeps_artifacts_as_files():
+    command = mlflow_command(servers("127.0.0.1"), Path("/some/home"))
+    assert after(command, "--backend-store-uri") == "sqlite:////some/home/mlflow.db"
+    assert after(command, "--default-artifact-root") == "file:///some/home/mlflow"
+    assert "--no-serve-artifacts" in command and "--allowed-hosts" not in command
+
+
+def test_where_other_machines_can_ask_mlflow_answers_their_browsers_and_no_other_page():
+    command = mlflow_command(servers("0.0.0.0"), Path("/some/home"))
+    hosts = after(command, "--allowed-hosts").split(",")
+    assert {"127.0.0.1:5007", f"{socket.gethostname()}:5007"} <= set(hosts) and "*" not in "".join(hosts)
+    assert after(command, "--cors-allowed-origins").split(",") == [f"http://{host}" for host in hosts]
+
+
+def test_prefects_pages_call_the_port_that_was_chosen_by_a_name_that_browsers_know(home, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://team:4200/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:5000")
+    assert ui_api(servers("127.0.0.1")) == "http://127.0.0.1:4207/api"
+    assert ui_api(servers("0.0.0.0")) == f"http://{socket.gethostname()}:4207/api"
+    prefect = environment(servers("127.0.0.1"), "prefect", home)
+    assert prefect["PREFECT_SERVER_UI_API_URL"] == prefect["PREFECT_API_URL"] == "http://127.0.0.1:4207/api"
+    assert prefect["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    serving = environment(servers("127.0.0.1"), "serving", home)
+    assert serving["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5007" and serving["ALIGN_HOME"] == str(home)
+    assert "MLFLOW_TRACKING_URI" not in environment(servers("127.0.0.1"), "mlflow", home)

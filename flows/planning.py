@@ -61,7 +61,7 @@ def _line(plan: Plan, label: str, verdict: Verdict) -> dict[str, Any]:
         "name": label, "uses": planned.uses, "key": planned.key, "cached": verdict.cached,
         "reason": "; ".join(filter(None, [verdict.reason, verdict.drift])),
         "parameters": estimate.parameters, "trainable": estimate.trainable,
-        "memory_bytes": estimate.memory_bytes, "steps": estimate.steps,
+        "memory_bytes": estimate.memory.total if estimate.memory else None, "steps": estimate.steps,
     }  # fmt: skip
 
 

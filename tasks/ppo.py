@@ -29,8 +29,12 @@ from pydantic import Field, model_validator
 
 from artifacts.kinds import Demonstrations
 from tasks.context import Context, Execution
+from tasks.memory.online import ppo
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.rl.online import Online
 from tasks.rl.renamed import RENAMED
+from tasks.stage import Terms
 
 
 class PPO(Online):
@@ -125,6 +129,16 @@ class PPO(Online):
 
     def micro_batch(self, execution: Execution) -> int:
         return execution.micro_batch or self.rows_in_memory()
+
+    def rollout_rows(self) -> int:
+        return self.batch_size
+
+    def episodes(self, rows: int) -> int:
+        return self.rollouts(rows) * self.batch_size
+
+    def memory_of(self, case: Case, terms: Terms) -> Memory | None:
+        how = self.sampled(min(self.sampling_batch_size, self.batch_size), terms)
+        return None if how is None else ppo(case, self.judge(shares=True), how, self.top_layers)
 
     def watched_limits(self) -> bool:
         """Whether training may end early, so that the best policy so far must be kept."""

@@ -71,7 +71,7 @@ class Evaluate(Stage):
         other = ModelShape.of(self.reference) if self.reference is not None else None
         return evaluate(
             shape, adapted, terms.kind, Sampled(rows, longest, self.max_new_tokens), lengths.longest_row,
-            other and other.weight_bytes, judge,
+            other.weight_bytes if other else None, judge,
         )  # fmt: skip
 
     def run(self, ctx: Context) -> dict[str, float]:

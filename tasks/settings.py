@@ -72,6 +72,9 @@ class Training(Optimizing):
         lora = self.lora_settings()
         return None if lora is None or lora.dropout == 0 else self.micro_batch(execution)
 
+    def widest_pass(self) -> int:
+        return self.batch_size
+
     def micro_batch(self, execution: Execution) -> int:
         return min(execution.micro_batch or self.batch_size, self.batch_size)
 
@@ -114,7 +117,7 @@ class Training(Optimizing):
         tokens, is_bound = self._tokens(lengths, terms.seed), lengths is not None and lengths.is_bound
         trained = None if shape is None else self.trained(shape)
         if shape is None or trained is None:
-            return Estimate(shape and shape.parameters, None, steps, None, tokens, is_bound)
+            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, is_bound)
         added = 0 if trained == shape.parameters else trained
         return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, is_bound)
 
@@ -124,9 +127,8 @@ class Training(Optimizing):
         if shape is None or lengths is None:
             return None
         start, lora = self.start(), self.lora_settings()
-        whole = not isinstance(start, Adapter) and lora is None
-        adapted = Adapted.of(shape, start) if isinstance(start, Adapter) else lora and Adapted.fresh(shape, lora)
-        if adapted is None and not whole:
+        adapted = Adapted.start(shape, start, lora)
+        if adapted is None and (isinstance(start, Adapter) or lora is not None):
             return None
         return self.memory_of(Case(
             shape=shape, kind=terms.kind, adapted=adapted, moment_bytes=self.moment_bytes(),

@@ -91,6 +91,10 @@ class Stage(BaseModel):
         """The micro-batch, where another one would give another result, so that it belongs to the key; else None."""
         return None
 
+    def widest_pass(self) -> int | None:
+        """The most rows that a micro-batch can have; None for a stage that has no choice in it."""
+        return None
+
     def micro_batch(self, execution: Execution) -> int | None:
         """Rows of one forward and backward pass; None for a stage that has no choice in it."""
         return None
@@ -168,7 +172,8 @@ class Stage(BaseModel):
     @classmethod
     def source_digest(cls) -> str:
         """Of the code that defines the stage and all of ours that it uses: shows a change without a new `version`."""
-        return code_digest(Path(str(sys.modules[cls.__module__].__file__)), Path(__file__).parent)
+        here = Path(__file__).parent
+        return code_digest(Path(str(sys.modules[cls.__module__].__file__)), here, without=here / "memory")
 
 
 def derive_seed(seed: int, uses: str) -> int:

@@ -2,7 +2,8 @@
 
 With H the width of the states, A that of the queries, I that of the MLP's middle, and w bytes for each number of the
 states (4 over 4-bit layers, which give what they take). Attention never has its (T, T) scores: torch's kernels make
-them block by block, but a batch's mask is kept in each layer, w T a token. Keys and values are kept as wide as the queries, since a padded batch repeats them.
+them block by block, but a batch's mask is kept in each layer, w T a token. Keys and values are kept as wide as the
+queries, since a padded batch repeats them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ GPTJ = (("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"), ("attn.out_p
 
 
 def kept(shape: ModelShape, adapted: Adapted | None, width: int, *, fused: bool = False) -> int:
-    """Bytes a token that wait for the backward pass: all layers from the lowest that trains; `adapted` None: all weights.
+    """Bytes a token that wait for the backward pass, in all layers from the lowest that trains.
 
-    `width` is T, the tokens of a padded row. `fused` says that adapters are added inside the product (tasks/rl/lora_linear.py), so that all share one input.
+    `adapted` None: all weights train. `width` is T, the tokens of a padded row. `fused` says that adapters are added
+    inside the product (tasks/rl/lora_linear.py), so that all share one input.
     """
     layers = [None] * shape.layers if adapted is None else list(adapted.layers)
     first = 0 if adapted is None else adapted.lowest

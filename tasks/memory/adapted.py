@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from artifacts.kinds import Adapter, RewardModel
+from artifacts.kinds import Adapter, Model, RewardModel
 from tasks.lora import LoRA
 from tasks.shape import ModelShape, adapted, layer_number, named, tensor_elements
 
@@ -30,7 +30,8 @@ class Adapted:
         if parameters is None:
             return None
         first = shape.layers - min(lora.top_layers or shape.layers, shape.layers)
-        full = (f"{shape.prefix}.{layer}.{name}" for layer in range(first, shape.layers) for name, _, _ in shape.linears)
+        names = [name for name, _, _ in shape.linears]
+        full = (f"{shape.prefix}.{layer}.{name}" for layer in range(first, shape.layers) for name in names)
         found = _by_layer(shape, (name for name in full if adapted(name, lora.target_modules)))
         return cls(found, lora.rank, parameters, lora.dropout > 0, trains_head(shape, lora.modules_to_save))
 
@@ -43,9 +44,17 @@ class Adapted:
         except (OSError, ValueError):
             return None
         parameters = shape.adapter_parameters(Adapter(key=made.key, path=made.path, base=made.base))
-        modules = (name.partition(".lora_A")[0].removeprefix("base_model.model.") for name in names if ".lora_A" in name)
+        matrices = (name.partition(".lora_A")[0] for name in names if ".lora_A" in name)
+        modules = (name.removeprefix("base_model.model.") for name in matrices)
         head = trains_head(shape, config["modules_to_save"] or [])
         return cls(_by_layer(shape, modules), int(config["r"]), parameters or 0, head=head)
+
+    @classmethod
+    def start(cls, shape: ModelShape, start: Model, lora: LoRA | None) -> Adapted | None:
+        """Of a stage that starts from an adapter, or makes a fresh one; None for neither, and for what is not known."""
+        if isinstance(start, Adapter):
+            return cls.of(shape, start)
+        return None if lora is None else cls.fresh(shape, lora)
 
     def top(self, count: int | None) -> Adapted:
         """Only what is in the last `count` layers, if a number is given; the parameters stay in memory all the same."""

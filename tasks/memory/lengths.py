@@ -1,4 +1,4 @@
-"""How long a data set's rows are: measured once they are there, before that bounded by the settings of what makes them."""
+"""How long a data set's rows are: as they are once they are there, before that as long as settings let them be."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def _read(split: Path, changed: int) -> Lengths:
 
 def _told(report: Mapping[str, Any]) -> Lengths:
     """All rows as long as the longest: the report has the longest prompt and completion, but not the longest row."""
-    sides = round((report["tokens"] * report["supervised_share"]) / (report["completion_tokens"]["mean"] * report["rows"]))
+    supervised = report["tokens"] * report["supervised_share"]
+    sides = round(supervised / (report["completion_tokens"]["mean"] * report["rows"]))
     longest = int(report["completion_tokens"]["max"])
     return Lengths(
         int(report["rows"]), [int(report["prompt_tokens"]["max"])], [[longest] * max(1, sides)], is_bound=True

@@ -1,4 +1,4 @@
-"""Logits over the vocabulary V, which never exist for a whole batch: bytes for those positions that are there at a time.
+"""Logits over the vocabulary V, which never exist for a whole batch: bytes of those that are there at a time.
 
 What a completion's tokens N make of it depends on whose head computes them.
 """
@@ -28,7 +28,8 @@ def trl(shape: ModelShape, positions: int, kind: Kind, *, trains: bool = False, 
     """Of TRL's fused head: tiles of min(N, 4096) x 32,768.
 
     On a GPU one tile in the states' precision, in which a kernel works. On a CPU torch does it in steps: three more in
-    float32 in a forward pass, some eight in a backward pass. A head that trains has its gradient, V x H x 4, in float32.
+    float32 in a forward pass, some eight in a backward pass. A head that trains has its gradient in float32,
+    V x H x 4.
     """
     tile = min(positions, TILE[0]) * TILE[1]
     width = 4 if shape.in_4_bits else shape.bytes_each

@@ -1,4 +1,4 @@
-"""Memory by part. What a stage needs is what is there at its fullest moment, so moments are compared and one is kept."""
+"""Memory by part. What a stage needs is what is there at its fullest moment: moments are compared, and one is kept."""
 
 from __future__ import annotations
 

@@ -12,6 +12,9 @@ from tasks.memory.parts import LIBRARIES, Kind, Memory, fullest
 from tasks.memory.rows import SCORED_ROWS
 from tasks.shape import ModelShape
 
+SAMPLING_BATCH = 32
+"""Completions that best of n writes at a time (tasks/rl/best.py, which imports torch)."""
+
 
 def evaluate(
     shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, longest_row: int,
@@ -19,9 +22,10 @@ def evaluate(
 ) -> Memory:  # fmt: skip
     """Moments compared:
 
-        writing    the policy, the cache, prompts in flight, a copy of the weights under an adapter
-        reading    the policy (and `reference` bytes of another one), half as many rows in flight, logits of 512 positions
-        scoring    the reward model alone: the policy has gone
+    writing    the policy, the cache, prompts in flight, a copy of the weights under an adapter
+    reading    the policy (and `reference` bytes of another one), half as many rows in flight, logits of 512
+                   positions
+    scoring    the reward model alone: the policy has gone
     """
     libraries = Memory(libraries=LIBRARIES[kind])
     policy = replace(libraries, weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0)
@@ -39,9 +43,7 @@ def evaluate(
     return fullest(*moments)
 
 
-def sample(
-    shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, judge: Judge | None
-) -> Memory:
+def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, judge: Judge | None) -> Memory:
     """Best of n: the policy writes while the reward model waits, then that one reads."""
     held = Memory(
         weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0, libraries=LIBRARIES[kind],

@@ -154,9 +154,7 @@ def reward(case: Case) -> Memory:
     """
     lengths, rows = case.lengths, max(case.micro, EVALUATED) if case.evaluates else 0
     again = case.shape.weight_bytes + (0 if case.adapted is None else 4 * case.adapted.parameters)
-    scored = replace(
-        case.still(), reward=again, activations=SCORED_ROWS * lengths.longest_row * passing(case.model)
-    )
+    scored = replace(case.still(), reward=again, activations=SCORED_ROWS * lengths.longest_row * passing(case.model))
     return fullest(trained(case, lengths.longest_pair, 0, reading=rows * lengths.longest_pair), scored)
 
 

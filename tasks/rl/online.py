@@ -71,7 +71,7 @@ class Online(FromPolicy, Sampling, Optimizing):
         steps, tokens = None if rows is None else self.steps(rows), self._tokens(terms)
         trained = None if shape is None else self.trained(shape)
         if shape is None or trained is None:
-            return Estimate(shape and shape.parameters, None, steps, None, tokens, True)
+            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, True)
         added = 0 if trained == shape.parameters else self.models_trained * trained
         return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, True)
 
@@ -89,10 +89,8 @@ class Online(FromPolicy, Sampling, Optimizing):
         shape, lengths = ModelShape.of(self.policy), Lengths.of(self.data, terms.bounds)
         if shape is None or lengths is None or (self.reward is not None and self.judge() is None):
             return None
-        whole = not isinstance(self.policy, Adapter) and self.lora is None
-        made = Adapted.of(shape, self.policy) if isinstance(self.policy, Adapter) else None
-        adapted = made or (Adapted.fresh(shape, self.lora) if self.lora else None)
-        if adapted is None and not whole:
+        adapted = Adapted.start(shape, self.policy, self.lora)
+        if adapted is None and (isinstance(self.policy, Adapter) or self.lora is not None):
             return None
         return self.memory_of(Case(
             shape=shape, kind=terms.kind, adapted=adapted, moment_bytes=self.moment_bytes(),

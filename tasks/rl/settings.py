@@ -95,7 +95,7 @@ class Sampling(Stage):
         return {"programs": named} if named else {}
 
     def judge(self, *, shares: bool = False) -> Judge | None:
-        """The reward model's size, with a base of its own or one that it `shares`; None without one, or before it is."""
+        """The reward model's size, with a base of its own or the policy's; None without one, or before it is there."""
         return None if self.reward is None else judge_of(self.reward, self.policy if shares else None)
 
     def sampled(self, rows: int, terms: Terms) -> Sampled | None:

@@ -82,7 +82,8 @@ def estimated(setting: Setting, work: Workload, device: str) -> dict[str, int]:
 def line(one: Measured) -> str:
     """A row of the table, in MiB."""
     parts = "  ".join(f"{name} {size / 2**20:,.0f}" for name, size in one.parts.items() if size)
-    return f"{one.name:42} {one.estimate / 2**20:7,.0f} {one.peak / 2**20:7,.0f} {one.off:+7.1%} {one.seconds:5.0f} s  {parts}"
+    figures = f"{one.estimate / 2**20:7,.0f} {one.peak / 2**20:7,.0f} {one.off:+7.1%} {one.seconds:5.0f} s"
+    return f"{one.name:42} {figures}  {parts}"
 
 
 def prepared(folder: Path, device: str) -> Workload:
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     status = 0
     with tempfile.TemporaryDirectory() as scratch:
         work = prepared(args.work or Path(scratch) / "work", args.device)
-        print(f"{'setting':42} {'plan':>7} {'peak':>7} {'off':>7} {'time':>7}  parts (MiB)")
+        print(f"{'setting':42} {'plan':>7} {'peak':>7} {'off':>7} {'time':>7}  parts (MiB)")  # noqa: T201
         wanted = [
             setting for setting in SETTINGS
             if all(word in setting.name for word in args.only.split())
@@ -119,9 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         with ThreadPoolExecutor(args.jobs or (6 if args.device == "cuda" else 1)) as pool:
             for done in [pool.submit(measure, setting, work, args.device) for setting in wanted]:
                 try:
-                    print(line(done.result()), flush=True)
+                    print(line(done.result()), flush=True)  # noqa: T201
                 except RuntimeError as error:
-                    print(f"{error}", file=sys.stderr, flush=True)
+                    print(f"{error}", file=sys.stderr, flush=True)  # noqa: T201
                     status = 1
     return status
 

@@ -30,7 +30,12 @@ class Setting:
         stage = stage_class(self.uses).model_validate(self.fields(work))
         execution = Execution(device="cuda" if device == "cuda" else "cpu", threads=2, **self.execution)
         return Job.of(
-            stage, uses=self.uses, key=self.name.replace(" ", "-"), seed=0, execution=execution, draft=_draft(work, self)
+            stage,
+            uses=self.uses,
+            key=self.name.replace(" ", "-"),
+            seed=0,
+            execution=execution,
+            draft=_draft(work, self),
         )
 
 

@@ -81,7 +81,7 @@ def make(work: Workload, device: str) -> None:
         stage.run(context)
         _manifest(work.four_bits)
     except ImportError as error:  # a machine without bitsandbytes measures the other settings
-        print(f"no settings in 4 bits: {error}", file=sys.stderr)
+        print(f"no settings in 4 bits: {error}", file=sys.stderr)  # noqa: T201
     (work.folder / "ready").touch()
 
 

@@ -130,11 +130,12 @@ class Training(Optimizing):
         adapted = Adapted.start(shape, start, lora)
         if adapted is None and (isinstance(start, Adapter) or lora is not None):
             return None
-        return self.memory_of(Case(
+        case = Case(
             shape=shape, kind=terms.kind, adapted=adapted, moment_bytes=self.moment_bytes(),
             micro=self.micro_batch(terms.execution), batch=self.batch_size, lengths=lengths,
             checkpointing=terms.execution.checkpointing, evaluates=getattr(self, "eval_rows", 0) > 0,
-        ))  # fmt: skip
+        )  # fmt: skip
+        return self.memory_of(case).with_holes(terms.kind, case.holes)
 
     def memory_of(self, case: Case) -> Memory:
         """The formula; a method with another way through its rows has another one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 Kind = Literal["cpu", "cuda"]
@@ -12,6 +12,13 @@ LIBRARIES: dict[Kind, int] = {"cpu": 560 << 20, "cuda": 40 << 20}
 """Of Python with torch, transformers, peft and TRL, before a model is there: measured with a model of two layers and no
 more, on Linux with torch's CPU build. On a GPU what the process has outside of tensors is no part of the peak that we
 report; the workspace of its matrix library is."""
+
+ONCE, ACCUMULATING, AGAIN, HALF = 0.55, 0.8, 1.2, 0.3
+"""What glibc's allocator holds on a CPU beside what lives in it, as a share of the activations and logits. It keeps
+what it once had, since trainers are started so (flows/launch.py: giving it back costs time), and tensors of one length
+leave holes that are too small for those of the next. Measured with the quickstart's shape on two cores: batches in one
+pass; in several, where gradients lie between the holes; where checkpointing makes tensors again amid the backward pass;
+and in half precision."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Memory:
     reward: int = 0
     """The reward model: its adapter, and its base where that is another copy."""
     libraries: int = 0
+    allocator: int = 0
+    """Holes between tensors, on a CPU."""
 
     @property
     def total(self) -> int:
@@ -47,6 +56,13 @@ class Memory:
     def parts(self) -> dict[str, int]:
         """By name, in the order above."""
         return asdict(self)
+
+    def with_holes(self, kind: Kind, share: float = ONCE) -> Memory:
+        """With what the allocator holds beside it, `share` of what comes and goes; none on a GPU, where peaks are of
+        tensors alone."""
+        if kind == "cuda":
+            return self
+        return replace(self, allocator=int(share * (self.activations + self.logits + self.kv_cache)))
 
 
 def fullest(*moments: Memory) -> Memory:

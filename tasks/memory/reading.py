@@ -40,7 +40,7 @@ def evaluate(
             libraries, reward=judge.base_bytes + judge.adapter_bytes,
             activations=min(SCORED_ROWS, how.rows) * how.tokens * passing(judge.shape),
         ))  # fmt: skip
-    return fullest(*moments)
+    return fullest(*moments).with_holes(kind)
 
 
 def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, judge: Judge | None) -> Memory:
@@ -49,4 +49,4 @@ def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled,
         weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0, libraries=LIBRARIES[kind],
         reward=0 if judge is None else judge.base_bytes + judge.adapter_bytes,
     )  # fmt: skip
-    return added(held, writing(shape, adapted, how, merges=True))
+    return added(held, writing(shape, adapted, how, merges=True)).with_holes(kind)

@@ -12,7 +12,7 @@ from tasks.memory import logits
 from tasks.memory.activations import backing, checkpoints, kept, passing
 from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
-from tasks.memory.parts import LIBRARIES, Kind, Memory, fullest
+from tasks.memory.parts import ACCUMULATING, AGAIN, HALF, LIBRARIES, ONCE, Kind, Memory, fullest
 from tasks.shape import ModelShape
 
 EVALUATED = 8
@@ -56,6 +56,15 @@ class Case:
         return self.adapted is None or self.adapted.head
 
     @property
+    def holes(self) -> float:
+        """The allocator's share."""
+        if self.checkpointing:
+            return AGAIN
+        if self.model.bytes_each == 2:
+            return HALF
+        return ACCUMULATING if self.micro < self.batch else ONCE
+
+    @property
     def largest(self) -> int:
         """Elements of the largest tensor that trains."""
         inside = max(inputs * outputs for _, inputs, outputs in self.shape.linears)
@@ -63,12 +72,18 @@ class Case:
             return max(inside, self.shape.vocabulary * self.shape.hidden)
         return self.adapted.rank * max(max(one[1:]) for one in self.shape.linears) if self.adapted else inside
 
+    @property
+    def wide_moments(self) -> int:
+        """Bytes by which embeddings that train exceed 8-bit moments: transformers keeps theirs in 32 bits."""
+        embeddings = self.shape.vocabulary * self.shape.hidden if self.trains_head else 0
+        return (8 - self.moment_bytes) * embeddings
+
     def still(self) -> Memory:
         """What is there all the time, once an optimizer step has been taken."""
         own = 0 if self.adapted is None else 4 * self.adapted.parameters
         return Memory(
             weights=self.model.weight_bytes, adapters=own + 4 * self.head,
-            optimizer=self.moment_bytes * self.trained, libraries=LIBRARIES[self.kind],
+            optimizer=self.moment_bytes * self.trained + self.wide_moments, libraries=LIBRARIES[self.kind],
         )  # fmt: skip
 
     def pass_kept(self, rows: int, width: int) -> int:
@@ -150,12 +165,16 @@ def feedback(case: Case) -> Memory:
 def reward(case: Case) -> Memory:
     """Pairs with the prompt computed once, under a scalar head: no logits.
 
-    At the end what was written is read again and scores the held-out rows, while the trained model is still there.
+    At the end what was written is read again and scores the held-out rows, while the trained model is still there. On a
+    CPU that finds room where the activations were, but for the base's weights, which are the file itself.
     """
     lengths, rows = case.lengths, max(case.micro, EVALUATED) if case.evaluates else 0
     again = case.shape.weight_bytes + (0 if case.adapted is None else 4 * case.adapted.parameters)
+    trains = trained(case, lengths.longest_pair, 0, reading=rows * lengths.longest_pair)
+    if case.kind == "cpu":
+        return replace(trains, reward=case.shape.weight_bytes)
     scored = replace(case.still(), reward=again, activations=SCORED_ROWS * lengths.longest_row * passing(case.model))
-    return fullest(trained(case, lengths.longest_pair, 0, reading=rows * lengths.longest_pair), scored)
+    return fullest(trains, scored)
 
 
 def _own(case: Case, positions: int, *, reads: bool = False) -> int:

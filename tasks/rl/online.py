@@ -92,11 +92,13 @@ class Online(FromPolicy, Sampling, Optimizing):
         adapted = Adapted.start(shape, self.policy, self.lora)
         if adapted is None and (isinstance(self.policy, Adapter) or self.lora is not None):
             return None
-        return self.memory_of(Case(
+        case = Case(
             shape=shape, kind=terms.kind, adapted=adapted, moment_bytes=self.moment_bytes(),
             micro=self.micro_batch(terms.execution) or 1, batch=self.rollout_rows(), lengths=lengths,
             checkpointing=terms.execution.checkpointing, evaluates=False,
-        ), terms)  # fmt: skip
+        )  # fmt: skip
+        found = self.memory_of(case, terms)
+        return None if found is None else found.with_holes(terms.kind, case.holes)
 
     def rollout_rows(self) -> int:
         """Completions in a rollout."""

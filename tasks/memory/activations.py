@@ -34,12 +34,12 @@ def kept(shape: ModelShape, adapted: Adapted | None, width: int, *, fused: bool 
     return inside + masks + 4 * shape.hidden  # the last norm
 
 
-def checkpoints(shape: ModelShape, adapted: Adapted | None) -> int:
+def checkpoints(shape: ModelShape, adapted: Adapted | None, *, fused: bool = False) -> int:
     """Bytes a token with checkpointing: w H into each layer that the backward pass comes to, and one layer's all."""
     first = 0 if adapted is None else min(adapted.lowest, shape.layers - 1)
     names, rank, dropout = (None, 0, False) if adapted is None else (adapted.layers[-1], adapted.rank, adapted.dropout)
     return (shape.layers - first + 1) * shape.hidden * shape.bytes_each + kept_in_layer(
-        shape, names, rank, dropout, fused=False
+        shape, names, rank, dropout, fused
     )
 
 
@@ -68,7 +68,7 @@ def _inputs(
     """Bytes a token of the input that modules share, as kept for those that train, and of what LoRA's A makes of it.
 
     In float32 one for all (none for attention's output, which attention keeps itself). In half precision peft makes a
-    float32 copy for each adapter; dropout a copy and a mask for each.
+    float32 copy for each adapter; dropout makes a copy and a mask for each, on a CPU in float32 too.
     """
     inputs = next(size for name, size, _ in shape.linears if name == group[0])
     if names is None:
@@ -76,7 +76,7 @@ def _inputs(
     here = sum(name in names for name in group)
     small = here * rank * (shape.bytes_each if fused else 4)
     if dropout and not fused:
-        return here * inputs * (4 + 1) + small
+        return here * inputs * (4 + 4) + small
     if shape.bytes_each == 4 or fused:
         shared = 0 if group == _groups(shape)[1] else inputs * shape.bytes_each
         return (shared if here else 0) + small

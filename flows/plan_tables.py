@@ -61,7 +61,7 @@ def _remedy(stage: Mapping[str, Any]) -> str:
     if rows is None:
         return ""
     if rows == 0:
-        return ", with no micro_batch; shorten its rows, quantise the base, or try --exec checkpointing=true"
+        return " with any micro_batch: shorten rows, quantise the base, or --exec checkpointing=true"
     return f"; the largest micro_batch that does: {rows} (--exec micro_batch={rows})"
 
 

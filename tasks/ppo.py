@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from artifacts.kinds import Demonstrations
 from tasks.context import Context, Execution
 from tasks.memory.online import ppo
-from tasks.memory.parts import Memory
+from tasks.memory.parts import ROLLOUT, Memory
 from tasks.memory.rows import Case
 from tasks.rl.online import Online
 from tasks.rl.renamed import RENAMED
@@ -141,6 +141,9 @@ class PPO(Online):
         how = self.sampled(min(self.sampling_batch_size, self.batch_size), terms)
         case = replace(case, micro=min(case.micro, self.widest_pass()))
         return None if how is None else ppo(case, self.judge(shares=True), how, self.top_layers)
+
+    def holes(self, case: Case) -> float:
+        return ROLLOUT
 
     def watched_limits(self) -> bool:
         """Whether training may end early, so that the best policy so far must be kept."""

@@ -13,12 +13,12 @@ LIBRARIES: dict[Kind, int] = {"cpu": 560 << 20, "cuda": 40 << 20}
 more, on Linux with torch's CPU build. On a GPU what the process has outside of tensors is no part of the peak that we
 report; the workspace of its matrix library is."""
 
-ONCE, ACCUMULATING, AGAIN, HALF = 0.55, 0.8, 1.2, 0.3
+ONCE, ACCUMULATING, AGAIN, HALF, ROLLOUT = 0.55, 0.8, 1.2, 0.3, 0.3
 """What glibc's allocator holds on a CPU beside what lives in it, as a share of the activations and logits. It keeps
 what it once had, since trainers are started so (flows/launch.py: giving it back costs time), and tensors of one length
 leave holes that are too small for those of the next. Measured with the quickstart's shape on two cores: batches in one
 pass; in several, where gradients lie between the holes; where checkpointing makes tensors again amid the backward pass;
-and in half precision."""
+in half precision; and in PPO, whose update has the shapes of the passes before it."""
 
 
 @dataclass(frozen=True)

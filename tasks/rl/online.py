@@ -98,7 +98,11 @@ class Online(FromPolicy, Sampling, Optimizing):
             checkpointing=terms.execution.checkpointing, evaluates=False,
         )  # fmt: skip
         found = self.memory_of(case, terms)
-        return None if found is None else found.with_holes(terms.kind, case.holes)
+        return None if found is None else found.with_holes(terms.kind, self.holes(case))
+
+    def holes(self, case: Case) -> float:
+        """The allocator's share."""
+        return case.holes
 
     def rollout_rows(self) -> int:
         """Completions in a rollout."""

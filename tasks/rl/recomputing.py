@@ -24,7 +24,7 @@ def recomputing(model: Any) -> Iterator[None]:
     again = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
     for layer in layers:
         layer.training, layer.gradient_checkpointing = True, True
-        layer._gradient_checkpointing_func = again
+        layer._gradient_checkpointing_func = again  # type: ignore[assignment]  # torch types all attributes as modules
     try:
         yield
     finally:

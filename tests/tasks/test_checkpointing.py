@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from tasks.context import Execution
 from tasks.rl import update
@@ -22,12 +23,21 @@ def tensors(made: Any) -> bytes:
 
 @pytest.mark.parametrize("uses", ["sft", "reward", "dpo", "kto", "orpo"])
 def test_it_changes_no_byte(
-    uses: str, kitchen: Any, base: Any, demonstrations: Any, pairs: Any, feedback: Any, sft: Any
-) -> None:
+    uses: str, kitchen: Any, base: Any, demonstrations: Any, pairs: Any, feedback: Any, sft: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked, enable = [], PreTrainedModel._set_gradient_checkpointing
+
+    def counted(model: Any, *args: Any, **kwargs: Any) -> None:
+        asked.append(model)
+        enable(model, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "_set_gradient_checkpointing", counted)
     data = {"sft": demonstrations, "kto": feedback}.get(uses, pairs).handle
     start = {"base": base.handle} if uses in ("sft", "reward") else {"policy": sft.handle}
     fields = {"data": data, "max_steps": 2, "eval_rows": 0, "batch_size": 4, **start}
     plain, again = (kitchen.make(uses, execution, **fields) for execution in (ONE, AGAIN))
+    assert asked
     assert tensors(plain) == tensors(again)
 
 

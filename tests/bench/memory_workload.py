@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from artifacts.errors import ModelError
 from artifacts.fingerprint import digest
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Feedback, Preferences, Quantized, RewardModel
 from artifacts.kinds import Demonstrations as Rows
@@ -80,7 +81,7 @@ def make(work: Workload, device: str) -> None:
         )  # fmt: skip
         stage.run(context)
         _manifest(work.four_bits)
-    except ImportError as error:  # a machine without bitsandbytes measures the other settings
+    except (ImportError, ModelError) as error:  # a machine without bitsandbytes measures the other settings
         print(f"no settings in 4 bits: {error}", file=sys.stderr)  # noqa: T201
     (work.folder / "ready").touch()
 

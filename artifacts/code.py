@@ -13,12 +13,17 @@ from pathlib import Path
 from artifacts.fingerprint import digest
 
 
-def code_digest(module: Path, root: Path) -> str:
-    """Of the file `module`, and of every file that it imports from the package folder `root`, however far away."""
+def code_digest(module: Path, root: Path, *, without: Path | None = None) -> str:
+    """Of the file `module`, and of every file that it imports from the package folder `root`, however far away.
+
+    What lies in the folder `without` computes nothing of a result, and is left out.
+    """
     found: dict[str, str] = {}
     todo = [module.resolve()]
     while todo:
         path = todo.pop()
+        if without is not None and path.is_relative_to(without.resolve()):
+            continue
         name = path.relative_to(root.resolve().parent).as_posix()
         if name not in found:
             found[name], imported = _parsed(path, root.resolve())

@@ -81,8 +81,15 @@ class Dataset(Artifact):
 
     def train_rows(self) -> int | None:
         """Training rows, from the report of the stage that made it; None before it has run, or if that is damaged."""
+        return self._rows("train")
+
+    def test_rows(self) -> int | None:
+        """Held-out rows, likewise."""
+        return self._rows("test")
+
+    def _rows(self, split: str) -> int | None:
         try:
-            return int(json.loads((self.path / "report.json").read_text())["train"]["rows"])
+            return int(json.loads((self.path / "report.json").read_text())[split]["rows"])
         except (OSError, ValueError, KeyError):
             return None
 

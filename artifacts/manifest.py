@@ -46,6 +46,8 @@ class Manifest(BaseModel):
     source_digest: str
     """Of the stage's code and all of ours that it uses; a hit whose code differs is announced."""
     versions: dict[str, str]
+    machine: str = ""
+    """What it was made on, in words; "" where that was not written down."""
     remarks: list[str] = []
     """What keeps these bytes from being those of an undisturbed run, if anything does."""
 

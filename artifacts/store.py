@@ -19,6 +19,7 @@ from typing import Any
 
 from artifacts.errors import HomeError, StageError
 from artifacts.fingerprint import FileDigests, file_digest
+from artifacts.machine import machine_name
 from artifacts.manifest import FileRecord, Manifest, digest_of, library_versions
 from artifacts.syncing import sync_file, sync_folder, write_synced
 
@@ -112,6 +113,7 @@ class Store:
             uses=uses, key=key, kind=kind, digest=digest_of(files), files=files, payload=payload, fields=fields,
             metrics=metrics, seconds=seconds, created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             source_digest=source_digest, versions=library_versions(), remarks=list(remarks),
+            machine=machine_name(),
         )  # fmt: skip
         for folder in (draft / "out", *(path for path in (draft / "out").rglob("*") if path.is_dir())):
             sync_folder(folder)

@@ -48,9 +48,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from flows.planning import show_plan
+    from flows.planning import Shown, show_plan
 
-    return show_plan(_wanted(args), as_json=args.json, why=args.why)
+    return show_plan(_wanted(args), Shown(args.json, args.why, args.memory, args.device))
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:

@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--offline-tracking", action="store_true", help="leave MLflow alone; `align sync` sends it later")
     plan = _recipe_verb(verbs, "plan", "what a run would do, and why; runs nothing")
     plan.add_argument("--why", metavar="STAGE", help="only this stage, with every difference")
+    plan.add_argument("--memory", action="store_true", help="also memory by part, tokens, disk and time")
+    plan.add_argument("--device", metavar="NAME", help="plan for h100, t4, ... or cpu:24GiB; else what is here")
     runs = verbs.add_parser("runs", help="the runs so far, the newest first")
     runs.set_defaults(verb="runs")
     show = verbs.add_parser("show", help="one run: its stages, figures and folders")

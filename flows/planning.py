@@ -12,12 +12,17 @@ from artifacts.errors import UserError
 from artifacts.store import Store
 from flows.fetching import fetched
 from flows.home import align_home
-from flows.tables import plan_table
+from flows.pace import Paces
+from flows.plan_tables import fit_lines, memory_table, plan_table
 from pipelines.plan import Plan, make_plan
 from pipelines.problems import did_you_mean
 from pipelines.reasons import Verdict, verdicts
 from pipelines.recipe import load_recipe
 from pipelines.sweep import MOST_BRANCHES, Sweep
+from tasks.memory.devices import Device, device_here, named_device
+from tasks.memory.fitting import largest_micro_batch
+from tasks.memory.lengths import Lengths
+from tasks.stage import Terms, derive_seed
 
 
 @dataclass(frozen=True)
@@ -33,35 +38,74 @@ class Wanted:
     strict_env: bool = False
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How a plan is to be shown."""
+
+    as_json: bool = False
+    why: str | None = None
+    memory: bool = False
+    """Also by part, with tokens, disk and time."""
+    device: str | None = None
+    """The name of a device to plan for; by default the one that is here."""
+
+
 def plan_of(wanted: Wanted, store: Store) -> Plan:
     """The plan of a recipe; raises UserError for all that is wrong with it."""
     recipe = load_recipe(wanted.recipe, wanted.overrides, wanted.execution, wanted.sweep, wanted.max_branches)
     return make_plan(fetched(recipe, store.home), store, strict_env=wanted.strict_env).until(wanted.until)
 
 
-def show_plan(wanted: Wanted, *, as_json: bool, why: str | None) -> int:
+def show_plan(wanted: Wanted, shown: Shown) -> int:
     """Print the plan; changes nothing but the memory of file digests and what is fetched."""
+    device = named_device(shown.device) if shown.device else None
     store = Store(align_home())
     plan = plan_of(wanted, store)
     found = verdicts(plan, store)
-    if why is not None:
-        return _why(plan, found, why)
-    stages = [_line(plan, label, verdict) for label, verdict in found.items()]
-    if as_json:
-        print(json.dumps({"recipe": str(wanted.recipe), "stages": stages}))
-    else:
-        print(plan_table(stages))
+    if shown.why is not None:
+        return _why(plan, found, shown.why)
+    device = device or device_here(plan.recipe.execution.device)
+    bounds, paces = _bounds(plan, device), Paces(store)
+    stages = [_line(plan, label, verdict, device, bounds, paces) for label, verdict in found.items()]
+    if shown.as_json:
+        place = {"name": device.name, "kind": device.kind, "bytes": device.bytes}
+        print(json.dumps({"recipe": str(wanted.recipe), "device": place, "stages": stages}))
+        return 0
+    print(plan_table(stages))
+    if shown.memory:
+        print("\n" + memory_table(stages))
+    if fit := fit_lines(stages, str(device)):
+        print("\n" + "\n".join(fit))
     return 0
 
 
-def _line(plan: Plan, label: str, verdict: Verdict) -> dict[str, Any]:
-    planned = plan[label]
-    estimate = planned.stage.estimate()
+def _bounds(plan: Plan, device: Device) -> dict[str, Lengths]:
+    """What can be said of the rows that each stage makes before it has."""
+    bounds: dict[str, Lengths] = {}
+    for planned in plan.stages:
+        if (bound := planned.stage.row_bound(Terms(plan.recipe.execution, device.kind, bounds))) is not None:
+            bounds[planned.key] = bound
+    return bounds
+
+
+def _line(
+    plan: Plan, label: str, verdict: Verdict, device: Device, bounds: Mapping[str, Lengths], paces: Paces
+) -> dict[str, Any]:
+    planned, execution = plan[label], plan.recipe.execution
+    terms = Terms(execution, device.kind, bounds, derive_seed(planned.seed, planned.uses))
+    estimate = planned.stage.estimate(terms)
+    needed = estimate.memory.total if estimate.memory else None
     return {
         "name": label, "uses": planned.uses, "key": planned.key, "cached": verdict.cached,
         "reason": "; ".join(filter(None, [verdict.reason, verdict.drift])),
         "parameters": estimate.parameters, "trainable": estimate.trainable,
-        "memory_bytes": estimate.memory_bytes, "steps": estimate.steps,
+        "memory_bytes": needed, "steps": estimate.steps,
+        "memory": estimate.memory.parts() if estimate.memory else None,
+        "tokens": estimate.tokens, "tokens_is_bound": estimate.tokens_is_bound,
+        "disk_bytes": planned.stage.disk_bytes(), "fits": None if needed is None else device.fits(needed),
+        "micro_batch": planned.stage.micro_batch(execution),
+        "largest_micro_batch": None if needed is None else largest_micro_batch(planned.stage, terms, device),
+        "seconds_estimate": paces.seconds(planned.uses, planned.stage, estimate.tokens),
     }  # fmt: skip
 
 

@@ -77,19 +77,6 @@ def runs_table(records: Sequence[Any]) -> str:
     return text_table(["run", "recipe", "stages", "time"], rows, ["time"])
 
 
-def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
-    """One line a stage: cached or not, why, and what it will take."""
-    rows = [
-        [
-            stage["name"], "cached" if stage["cached"] else "run", _count(stage["parameters"]), _share(stage),
-            _count(stage["steps"]), _bytes(stage["memory_bytes"]), stage["reason"],
-        ]
-        for stage in stages
-    ]  # fmt: skip
-    numbers = ["parameters", "trainable", "steps", "memory"]
-    return text_table(["stage", "", *numbers, "why"], rows, numbers)
-
-
 def garbage_table(lines: Sequence[Mapping[str, Any]], removes: bool) -> str:
     """What `align gc` can remove, and how much that is."""
     if not lines:
@@ -110,17 +97,3 @@ def gate_table(conditions: Sequence[Mapping[str, Any]]) -> str:
         for one in conditions
     ]  # fmt: skip
     return text_table(["condition", "wanted", "got", ""], rows, ["wanted", "got"])
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _share(stage: Mapping[str, Any]) -> str:
-    if not stage["trainable"]:
-        return ""
-    return f"{stage['trainable']:,} ({stage['trainable'] / stage['parameters']:.2%})"
-
-
-def _bytes(value: int | None) -> str:
-    return "" if value is None else f"{value / 2**30:.1f} GiB"

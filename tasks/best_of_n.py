@@ -21,10 +21,16 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from artifacts.errors import DataError
-from artifacts.kinds import Artifact, Demonstrations
+from artifacts.kinds import Adapter, Artifact, Demonstrations
 from tasks.context import Context
+from tasks.memory.adapted import Adapted
+from tasks.memory.lengths import Lengths
+from tasks.memory.parts import Memory
+from tasks.memory.reading import SAMPLING_BATCH, sample
 from tasks.rl.settings import Sampling, distinct_prompts
+from tasks.shape import ModelShape
 from tasks.splits import write_split
+from tasks.stage import Terms
 
 
 class BestOfN(Sampling):
@@ -39,6 +45,21 @@ class BestOfN(Sampling):
 
     def output(self, key: str, path: Path) -> Artifact:
         return Demonstrations(key=key, path=path, base=self.data.base)
+
+    def row_bound(self, terms: Terms) -> Lengths | None:
+        """A completion of at most `max_new_tokens` for each prompt there may be."""
+        lengths, how = Lengths.of(self.data, terms.bounds), self.sampled(1, terms)
+        if lengths is None or how is None:
+            return None
+        return Lengths.at_most(min(lengths.rows, self.max_prompts or lengths.rows), how.tokens, 1)
+
+    def memory(self, terms: Terms) -> Memory | None:
+        shape, how = ModelShape.of(self.policy), self.sampled(SAMPLING_BATCH, terms)
+        judge, adapter = self.judge(), isinstance(self.policy, Adapter)
+        adapted = Adapted.of(shape, self.policy) if shape and isinstance(self.policy, Adapter) else None
+        if shape is None or how is None or (self.reward and not judge) or (adapter and not adapted):
+            return None
+        return sample(shape, adapted, terms.kind, how, judge)
 
     def run(self, ctx: Context) -> dict[str, float]:
         from tasks.rl.best import sample_best

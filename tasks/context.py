@@ -35,6 +35,9 @@ class Execution(BaseModel):
     """CPU threads; by default one a core. Equal bytes are promised for an equal number of threads."""
     micro_batch: int | None = Field(None, ge=1)
     """Rows in one forward pass; must divide the batch size, but for PPO. Smaller needs less memory."""
+    checkpointing: bool = False
+    """Keep of a forward pass only what goes from layer to layer, and compute the rest again in the backward pass: the
+    same numbers in far less memory, a third slower."""
     log_interval: int = Field(1, ge=1)
     """Optimizer steps between two points of the training metrics."""
     save_interval: int = Field(25, ge=1)

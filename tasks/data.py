@@ -18,12 +18,13 @@ from artifacts.errors import DataError
 from artifacts.fingerprint import FileDigests, canonical
 from artifacts.kinds import Artifact, Checkpoint, Dataset, Demonstrations, Feedback, Preferences
 from tasks.context import Context
+from tasks.memory.lengths import Lengths
 from tasks.rendering import Renderer, Template
-from tasks.row_files import require_readable
+from tasks.row_files import most_rows, require_readable
 from tasks.rows import Form, Row, RowError, read_rows, shown_problems
 from tasks.sources import locate
 from tasks.splits import write_split
-from tasks.stage import Stage
+from tasks.stage import Stage, Terms
 
 KINDS: dict[Form, type[Dataset]] = {
     "demonstrations": Demonstrations, "preferences": Preferences, "feedback": Feedback,
@@ -66,6 +67,15 @@ class Data(Stage):
 
     def output(self, key: str, path: Path) -> Artifact:
         return KINDS[self.form](key=key, path=path, base=self.base)
+
+    def row_bound(self, terms: Terms) -> Lengths | None:
+        """As many rows as the file has lines, each as long as `max_length` lets it be."""
+        rows = None if self.source.startswith("hub:") else most_rows(Path(self.source))
+        if rows is None:
+            return None
+        rows *= 2 if self.split_pairs else 1
+        sides = 2 if self.form == "preferences" else 1
+        return Lengths.at_most(min(rows, self.limit or rows), self.max_length, sides)
 
     def locate(self, folders: Sequence[Path]) -> Self:
         found = {"source": locate(self.source, folders, repo="dataset")}

@@ -22,6 +22,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.context import Context, Execution
+from tasks.memory import rows as row_memory
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.tuning import Paired
 
 LossType = Literal[
@@ -61,6 +64,9 @@ class DPO(Paired):
     def keyed_micro_batch(self, execution: Execution) -> int | None:
         """None, even with dropout: TRL switches it off, since it would blur the log-ratios."""
         return self.micro_batch(execution) if self.loss_type in ACROSS_PAIRS else None
+
+    def memory_of(self, case: Case) -> Memory:
+        return row_memory.dpo(case)
 
     def run(self, ctx: Context) -> dict[str, float]:
         from datasets import Dataset as Rows

@@ -17,10 +17,17 @@ from pydantic import Field
 from artifacts.errors import DataError
 from artifacts.fingerprint import canonical
 from artifacts.jsonl import read_jsonl
-from artifacts.kinds import Artifact, Dataset, Model, Report, RewardModel
+from artifacts.kinds import Adapter, Artifact, Dataset, Model, Report, RewardModel
 from tasks.checks import passes
 from tasks.context import Context
-from tasks.stage import Stage
+from tasks.memory.adapted import Adapted
+from tasks.memory.lengths import Lengths
+from tasks.memory.online import Sampled
+from tasks.memory.parts import Memory
+from tasks.memory.reading import evaluate
+from tasks.rl.settings import judge_of
+from tasks.shape import ModelShape
+from tasks.stage import Stage, Terms
 from tasks.statistics import mean_interval, share_interval, win_rate
 
 
@@ -50,6 +57,22 @@ class Evaluate(Stage):
 
     def output(self, key: str, path: Path) -> Artifact:
         return Report(key=key, path=path)
+
+    def memory(self, terms: Terms) -> Memory | None:
+        shape, lengths = ModelShape.of(self.policy), Lengths.of(self.data, terms.bounds)
+        judge = None if self.reward is None else judge_of(self.reward)
+        adapted = Adapted.of(shape, self.policy) if shape and isinstance(self.policy, Adapter) else None
+        unknown = (self.reward and not judge) or (isinstance(self.policy, Adapter) and not adapted)
+        if shape is None or lengths is None or unknown:
+            return None
+        held_out = self.data.test_rows() or self.batch_size
+        rows = min(self.batch_size, held_out, self.max_prompts or held_out)
+        longest = lengths.longest_row if lengths.is_bound else lengths.longest_prompt
+        other = ModelShape.of(self.reference) if self.reference is not None else None
+        return evaluate(
+            shape, adapted, terms.kind, Sampled(rows, longest, self.max_new_tokens), lengths.longest_row,
+            other.weight_bytes if other else None, judge,
+        )  # fmt: skip
 
     def run(self, ctx: Context) -> dict[str, float]:
         import torch

@@ -24,6 +24,9 @@ from pydantic import Field
 from artifacts.errors import DataError
 from artifacts.kinds import Feedback
 from tasks.context import Context
+from tasks.memory import rows as row_memory
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -56,6 +59,9 @@ class KTO(Tuning):
     """The highest, reached after the warm-up."""
     eval_rows: int = Field(64, ge=0)
     """Held-out rows on which rewards are measured at the end; 0 for none."""
+
+    def memory_of(self, case: Case) -> Memory:
+        return row_memory.feedback(case)
 
     def run(self, ctx: Context) -> dict[str, float]:
         from tasks.training.feedback_trainer import train_feedback

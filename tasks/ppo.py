@@ -23,14 +23,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from artifacts.kinds import Demonstrations
 from tasks.context import Context, Execution
+from tasks.memory.online import ppo
+from tasks.memory.parts import ROLLOUT, Memory
+from tasks.memory.rows import Case
 from tasks.rl.online import Online
 from tasks.rl.renamed import RENAMED
+from tasks.stage import Terms
 
 
 class PPO(Online):
@@ -120,11 +125,25 @@ class PPO(Online):
     def steps(self, rows: int) -> int:
         return self.rollouts(rows) * self.num_ppo_epochs * self.num_mini_batches
 
-    def rows_in_memory(self) -> int:
-        return min(8, self.batch_size // self.num_mini_batches)
+    def widest_pass(self) -> int:
+        return self.batch_size // self.num_mini_batches
 
     def micro_batch(self, execution: Execution) -> int:
-        return execution.micro_batch or self.rows_in_memory()
+        return execution.micro_batch or min(8, self.widest_pass())
+
+    def rollout_rows(self) -> int:
+        return self.batch_size
+
+    def episodes(self, rows: int) -> int:
+        return self.rollouts(rows) * self.batch_size
+
+    def memory_of(self, case: Case, terms: Terms) -> Memory | None:
+        how = self.sampled(min(self.sampling_batch_size, self.batch_size), terms)
+        case = replace(case, micro=min(case.micro, self.widest_pass()))
+        return None if how is None else ppo(case, self.judge(shares=True), how, self.top_layers)
+
+    def holes(self, case: Case) -> float:
+        return ROLLOUT
 
     def watched_limits(self) -> bool:
         """Whether training may end early, so that the best policy so far must be kept."""

@@ -11,6 +11,7 @@ computes the loss.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from pydantic import Field
 from artifacts.errors import DataError
 from artifacts.kinds import Artifact, Dataset, Preferences, RewardModel
 from tasks.context import Context
+from tasks.memory import rows as row_memory
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.shape import ModelShape
 from tasks.statistics import wins
 from tasks.tuning import OnBase
@@ -41,6 +45,9 @@ class Reward(OnBase):
         """The adapter, fresh or taken over, or all weights; and the head."""
         counted = super().trained(shape)
         return None if counted is None else counted + shape.hidden
+
+    def memory_of(self, case: Case) -> Memory:
+        return row_memory.reward(replace(case, head=case.shape.hidden))
 
     def run(self, ctx: Context) -> dict[str, float]:
         from datasets import Dataset as Rows

@@ -10,8 +10,14 @@ from pydantic import Field
 from artifacts.kinds import Adapter, Dataset, Model
 from tasks.context import Execution
 from tasks.lora import LoRA, whole_modules_problem
+from tasks.memory import rows as row_memory
+from tasks.memory.adapted import Adapted
+from tasks.memory.lengths import Lengths
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.shape import ModelShape
-from tasks.stage import Estimate, Stage
+from tasks.stage import Estimate, Stage, Terms
+from tasks.training.rows import epoch_order
 
 
 class Optimizing(Stage):
@@ -66,6 +72,9 @@ class Training(Optimizing):
         lora = self.lora_settings()
         return None if lora is None or lora.dropout == 0 else self.micro_batch(execution)
 
+    def widest_pass(self) -> int:
+        return self.batch_size
+
     def micro_batch(self, execution: Execution) -> int:
         return min(execution.micro_batch or self.batch_size, self.batch_size)
 
@@ -100,16 +109,48 @@ class Training(Optimizing):
         lora = self.lora_settings()
         return shape.parameters if lora is None else lora.parameters(shape)
 
-    def estimate(self) -> Estimate:
-        """Parameters and memory from the base's configuration, steps from the data's report; needs no torch."""
-        shape = ModelShape.of(self.start())
+    def estimate(self, terms: Terms = Terms()) -> Estimate:  # noqa: B008  (immutable)
+        """Parameters and memory from the base's configuration, steps and tokens from the data; needs no torch."""
+        shape, lengths = ModelShape.of(self.start()), Lengths.of(self.dataset(), terms.bounds)
         rows = self.dataset().train_rows()
         steps = None if rows is None else self.steps(rows)
-        if shape is None:
-            return Estimate(steps=steps)
-        trained = self.trained(shape)
-        if trained is None:
-            return Estimate(shape.parameters, None, steps, None)
+        tokens, is_bound = self._tokens(lengths, terms.seed), lengths is not None and lengths.is_bound
+        trained = None if shape is None else self.trained(shape)
+        if shape is None or trained is None:
+            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, is_bound)
         added = 0 if trained == shape.parameters else trained
-        memory = shape.training_bytes(trained, self.batch_size, moments=self.moment_bytes())
-        return Estimate(shape.parameters + added, trained, steps, memory)
+        return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, is_bound)
+
+    def memory(self, terms: Terms) -> Memory | None:
+        """By the formula of this way of training, as far as base and adapter are there."""
+        shape, lengths = ModelShape.of(self.start()), Lengths.of(self.dataset(), terms.bounds)
+        if shape is None or lengths is None:
+            return None
+        start, lora = self.start(), self.lora_settings()
+        adapted = Adapted.start(shape, start, lora)
+        if adapted is None and (isinstance(start, Adapter) or lora is not None):
+            return None
+        case = Case(
+            shape=shape, kind=terms.kind, adapted=adapted, moment_bytes=self.moment_bytes(),
+            micro=self.micro_batch(terms.execution), batch=self.batch_size, lengths=lengths,
+            checkpointing=terms.execution.checkpointing, evaluates=getattr(self, "eval_rows", 0) > 0,
+        )  # fmt: skip
+        return self.memory_of(case).with_holes(terms.kind, case.holes)
+
+    def memory_of(self, case: Case) -> Memory:
+        """The formula; a method with another way through its rows has another one."""
+        return row_memory.sft(case)
+
+    def _tokens(self, lengths: Lengths | None, seed: int) -> int | None:
+        """Of all optimizer steps, in the very order in which rows are taken; a bound where rows are one."""
+        if lengths is None:
+            return None
+        steps, each = self.steps(lengths.rows), lengths.totals()
+        if len(each) < lengths.rows:
+            return steps * self.batch_size * each[0]
+        total, epoch = 0, 0
+        while steps > 0:
+            order = epoch_order(each, self.batch_size, seed, epoch)
+            total += sum(each[i] for i in order[: steps * self.batch_size])
+            steps, epoch = steps - math.ceil(len(order) / self.batch_size), epoch + 1
+        return total

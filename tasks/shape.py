@@ -124,17 +124,6 @@ class ModelShape:
         # What else is there is a second copy of embeddings that are the head.
         return sum(size for name, size in sizes.items() if ".lora_" in name or any(one in name for one in whole))
 
-    def training_bytes(self, trained: int, batch_size: int, tokens: int = 128, *, moments: int = 8) -> int:
-        """Memory of one training step on rows of about `tokens` tokens; a rough estimate.
-
-        Weights; for what is trained its weights and gradients in float32, and `moments` bytes; activations that the
-        backward pass keeps (about 16 hidden vectors a layer and token); logits and their gradient over the vocabulary.
-        """
-        weights = self.weight_bytes + (8 + moments) * trained
-        activations = batch_size * tokens * self.layers * self.hidden * 16 * self.bytes_each
-        logits = batch_size * tokens // 2 * self.vocabulary * 4 * 2
-        return weights + activations + logits + (700 << 20)  # the libraries themselves
-
 
 def _llama(config: dict[str, Any]) -> dict[str, Any]:
     hidden, layers, vocabulary = config["hidden_size"], config["num_hidden_layers"], config["vocab_size"]

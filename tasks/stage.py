@@ -16,6 +16,8 @@ from artifacts.code import code_digest
 from artifacts.fingerprint import FileDigests
 from artifacts.kinds import Artifact
 from tasks.context import Context, Execution
+from tasks.memory.lengths import Lengths
+from tasks.memory.parts import Kind, Memory
 
 
 class Input(NamedTuple):
@@ -31,7 +33,22 @@ class Estimate(NamedTuple):
     parameters: int | None = None
     trainable: int | None = None
     steps: int | None = None
-    memory_bytes: int | None = None
+    memory: Memory | None = None
+    tokens: int | None = None
+    """Read or written while it trains, prompts included: what a finished stage reports as `cost/tokens`."""
+    tokens_is_bound: bool = False
+    """Whether it may turn out to be fewer."""
+
+
+class Terms(NamedTuple):
+    """What an estimate hangs on beside a stage's fields and inputs."""
+
+    execution: Execution = Execution()
+    kind: Kind = "cpu"
+    bounds: Mapping[str, Lengths] = {}
+    """Of data that has not been made yet, by its key."""
+    seed: int = 0
+    """What the stage would be given."""
 
 
 class Stage(BaseModel):
@@ -76,6 +93,10 @@ class Stage(BaseModel):
         """The micro-batch, where another one would give another result, so that it belongs to the key; else None."""
         return None
 
+    def widest_pass(self) -> int | None:
+        """The most rows that a micro-batch can have; None for a stage that has no choice in it."""
+        return None
+
     def micro_batch(self, execution: Execution) -> int | None:
         """Rows of one forward and backward pass; None for a stage that has no choice in it."""
         return None
@@ -105,9 +126,17 @@ class Stage(BaseModel):
         """Why these inputs, known by their keys now, don't go together, or None."""
         return None
 
-    def estimate(self) -> Estimate:
+    def estimate(self, terms: Terms = Terms()) -> Estimate:  # noqa: B008  (immutable)
         """Sizes and steps, as far as they are known before it runs; needs no torch."""
-        return Estimate()
+        return Estimate(memory=self.memory(terms))
+
+    def memory(self, terms: Terms) -> Memory | None:
+        """What it has in memory at its fullest moment, by part; None where that is not known."""
+        return None
+
+    def row_bound(self, terms: Terms) -> Lengths | None:
+        """The most that the rows which this stage makes can be; None for one that makes none, or can't tell."""
+        return None
 
     def disk_bytes(self) -> int:
         """A rough upper bound of what the output needs."""
@@ -149,7 +178,8 @@ class Stage(BaseModel):
     @classmethod
     def source_digest(cls) -> str:
         """Of the code that defines the stage and all of ours that it uses: shows a change without a new `version`."""
-        return code_digest(Path(str(sys.modules[cls.__module__].__file__)), Path(__file__).parent)
+        here = Path(__file__).parent
+        return code_digest(Path(str(sys.modules[cls.__module__].__file__)), here, without=here / "memory")
 
 
 def derive_seed(seed: int, uses: str) -> int:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Preferences, Quantized
 from tasks.context import Execution
 from tasks.lora import LoRA
+from tasks.memory import rows as row_memory
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.settings import Training
 from tasks.stage import Stage
 
@@ -113,3 +116,6 @@ class Paired(Tuning):
     """Worth of a unit of log-probability."""
     eval_rows: int = Field(64, ge=0)
     """Held-out pairs on which rewards are measured at the end; 0 for none."""
+
+    def memory_of(self, case: Case) -> Memory:
+        return row_memory.pairs(case)

@@ -15,7 +15,11 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from tasks.context import Execution
+from tasks.memory.online import groups
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.rl.online import Online
+from tasks.stage import Terms
 
 MICRO_BATCH = 8
 """Rows of a forward and backward pass where the execution does not say: more are hardly faster, and need the memory."""
@@ -98,8 +102,22 @@ class Groups(Online):
     def steps(self, rows: int) -> int:
         return self.rollouts(rows) * self.num_iterations
 
-    def rows_in_memory(self) -> int:
-        return self.micro_batch(Execution())
+    def rollout_rows(self) -> int:
+        return self.batch_size
+
+    def episodes(self, rows: int) -> int:
+        return self.rollouts(rows) * self.batch_size
+
+    def memory_of(self, case: Case, terms: Terms) -> Memory | None:
+        how = self.sampled(self.batch_size, terms)
+        if how is None:
+            return None
+        reference = 4 * case.shape.parameters if case.adapted is None else 4 * case.adapted.parameters
+        switched_off = self.lora is not None or self.kl_coef == 0
+        return groups(case, self.judge(), how, reference=0 if switched_off else reference, validates=self.eval_rows > 0)
+
+    def widest_pass(self) -> int:
+        return self.batch_size
 
     def micro_batch(self, execution: Execution) -> int:
         """Rows of one forward and backward pass."""

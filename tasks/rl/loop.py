@@ -65,7 +65,9 @@ class Loop:
             for name, role in (("policy", self.roles.policy), ("value", self.roles.value))
         }
         self.micro_batch = stage.micro_batch(ctx.execution)
-        self.update = Update(stage, self.scorer, dict(self.optimizers), self._ptx_batch, self.micro_batch)
+        self.update = Update(
+            stage, self.scorer, dict(self.optimizers), self._ptx_batch, self.micro_batch, ctx.execution.checkpointing
+        )
         adaptive = stage.kl_controller == "adaptive"
         self.controller = KLController(stage.kl_coef, stage.target_kl if adaptive else None, stage.horizon)
         self.rollouts = stage.rollouts(len(self.rows))

@@ -8,10 +8,14 @@ from pydantic import Field, model_validator
 
 from artifacts.kinds import Adapter
 from tasks.lora import whole_modules_problem
+from tasks.memory.adapted import Adapted
+from tasks.memory.lengths import Lengths
+from tasks.memory.parts import Memory
+from tasks.memory.rows import Case
 from tasks.rl.settings import Sampling
 from tasks.settings import Optimizing
 from tasks.shape import ModelShape
-from tasks.stage import Estimate
+from tasks.stage import Estimate, Terms
 from tasks.tuning import FromPolicy
 
 
@@ -58,17 +62,52 @@ class Online(FromPolicy, Sampling, Optimizing):
         """Optimizer steps on so many prompts."""
         raise NotImplementedError
 
-    def rows_in_memory(self) -> int:
-        """Rows of the largest forward and backward pass, unless the execution says fewer."""
-        raise NotImplementedError
+    def estimate(self, terms: Terms = Terms()) -> Estimate:  # noqa: B008  (immutable)
+        """Parameters and memory from the base's configuration, steps and tokens from the data; needs no torch.
 
-    def estimate(self) -> Estimate:
-        """Parameters and memory from the base's configuration, steps from the data's report; needs no torch."""
+        The tokens are a bound: completions may end before `max_new_tokens`.
+        """
         shape, rows = ModelShape.of(self.policy), self.data.train_rows()
-        steps = None if rows is None else self.steps(rows)
+        steps, tokens = None if rows is None else self.steps(rows), self._tokens(terms)
         trained = None if shape is None else self.trained(shape)
         if shape is None or trained is None:
-            return Estimate(shape.parameters if shape else None, None, steps, None)
+            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, True)
         added = 0 if trained == shape.parameters else self.models_trained * trained
-        memory = shape.training_bytes(self.models_trained * trained, self.rows_in_memory(), moments=self.moment_bytes())
-        return Estimate(shape.parameters + added, trained, steps, memory)
+        return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, True)
+
+    def _tokens(self, terms: Terms) -> int | None:
+        """Of all rollouts, each completion after the longest prompt and as long as may be."""
+        lengths, how = Lengths.of(self.data, terms.bounds), self.sampled(1, terms)
+        return None if lengths is None or how is None else self.episodes(lengths.rows) * how.tokens
+
+    def episodes(self, rows: int) -> int:
+        """Completions in all, on so many prompts."""
+        raise NotImplementedError
+
+    def memory(self, terms: Terms) -> Memory | None:
+        """By the formula of this method, as far as base, adapter and reward model are there."""
+        shape, lengths = ModelShape.of(self.policy), Lengths.of(self.data, terms.bounds)
+        if shape is None or lengths is None or (self.reward is not None and self.judge() is None):
+            return None
+        adapted = Adapted.start(shape, self.policy, self.lora)
+        if adapted is None and (isinstance(self.policy, Adapter) or self.lora is not None):
+            return None
+        case = Case(
+            shape=shape, kind=terms.kind, adapted=adapted, moment_bytes=self.moment_bytes(),
+            micro=self.micro_batch(terms.execution) or 1, batch=self.rollout_rows(), lengths=lengths,
+            checkpointing=terms.execution.checkpointing, evaluates=False,
+        )  # fmt: skip
+        found = self.memory_of(case, terms)
+        return None if found is None else found.with_holes(terms.kind, self.holes(case))
+
+    def holes(self, case: Case) -> float:
+        """The allocator's share."""
+        return case.holes
+
+    def rollout_rows(self) -> int:
+        """Completions in a rollout."""
+        raise NotImplementedError
+
+    def memory_of(self, case: Case, terms: Terms) -> Memory | None:
+        """The formula."""
+        raise NotImplementedError

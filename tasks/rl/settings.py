@@ -12,8 +12,12 @@ from pydantic import Field, FiniteFloat, model_validator
 from artifacts.errors import DataError, ModelError
 from artifacts.fingerprint import FileDigests
 from artifacts.kinds import Adapter, Dataset, Model, RewardModel, base_of, unquantized
+from tasks.memory.adapted import Adapted
+from tasks.memory.lengths import Lengths
+from tasks.memory.online import Judge, Sampled
 from tasks.rl.programs import is_program, locate_program, program_names
-from tasks.stage import Stage
+from tasks.shape import ModelShape
+from tasks.stage import Stage, Terms
 
 
 class Sampling(Stage):
@@ -90,6 +94,18 @@ class Sampling(Stage):
             named[name] = {"weight": self.programs[located], **source}
         return {"programs": named} if named else {}
 
+    def judge(self, *, shares: bool = False) -> Judge | None:
+        """The reward model's size, with a base of its own or the policy's; None without one, or before it is there."""
+        return None if self.reward is None else judge_of(self.reward, self.policy if shares else None)
+
+    def sampled(self, rows: int, terms: Terms) -> Sampled | None:
+        """Completions of `rows` prompts at a time; None where the prompts' lengths are not known."""
+        lengths = Lengths.of(self.data, terms.bounds)
+        if lengths is None:
+            return None
+        longest = lengths.longest_row if lengths.is_bound else lengths.longest_prompt
+        return Sampled(rows, longest, self.max_new_tokens)
+
     def require_room(self, rows: list[dict[str, Any]]) -> None:
         """Raise DataError for a prompt after which the context has no room for `max_new_tokens`."""
         config = json.loads((base_of(self.policy).path / "config.json").read_text())
@@ -101,6 +117,16 @@ class Sampling(Stage):
                     f"max_new_tokens {self.max_new_tokens} in the base's context of {positions}; lower it, or the "
                     "data's max_length with `overlong: drop`"
                 )
+
+
+def judge_of(reward: RewardModel, policy: Model | None = None) -> Judge | None:
+    """What a reward model has in memory, beside `policy` if that can share its base; None before it is there."""
+    shape = ModelShape.of(reward.base)
+    if shape is None or not (reward.path / "head.safetensors").exists():
+        return None
+    shares = policy is not None and isinstance(policy, Adapter) and base_of(policy).key == reward.base.key
+    adapted = Adapted.of(shape, reward)
+    return Judge(shape, adapted, shares=shares and adapted is not None)
 
 
 def stop_ids(tokenizer: Any, stop_token: str | None) -> list[int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import NumberError, StageError
 from tasks.rl.objective import policy_loss, ratio, value_loss
+from tasks.rl.recomputing import recomputing
 from tasks.rl.roles import Role
 from tasks.rl.rollout import MicroBatch, Rollout, Scorer, on_tokens
 from tasks.training.logps import label_logps, padded, trunk_of
@@ -74,13 +76,22 @@ class Update:
     """Holds what lasts from rollout to rollout: the two optimizers."""
 
     def __init__(
-        self, stage: PPO, scorer: Scorer, optimizers: dict[str, Optimizer], ptx: Callable[[int], Any], micro_batch: int
-    ) -> None:
+        self, stage: PPO, scorer: Scorer, optimizers: dict[str, Optimizer], ptx: Callable[[int], Any], micro_batch: int,
+        checkpointing: bool = False,
+    ) -> None:  # fmt: skip
         self.stage, self.scorer, self.roles, self.optimizers, self.ptx = stage, scorer, scorer.roles, optimizers, ptx
-        self.micro_batch = micro_batch
+        self.micro_batch, self.checkpointing = micro_batch, checkpointing
         self.checked = False
 
-    def __call__(
+    def __call__(self, *args: Any) -> Figures:
+        """`steps`, in as little memory as the execution asks for."""
+        with ExitStack() as kept:
+            if self.checkpointing:
+                for model in {id(role.model): role.model for role in (self.roles.policy, self.roles.value)}.values():
+                    kept.enter_context(recomputing(model))
+            return self.steps(*args)
+
+    def steps(
         self, rollout: Rollout, advantages: Tensor, returns: Tensor, mask: Tensor,
         epochs: Sequence[list[list[MicroBatch]]], step: int, rates: Callable[[int], dict[str, float]],
     ) -> Figures:  # fmt: skip

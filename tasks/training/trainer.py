@@ -76,7 +76,8 @@ def shared_arguments(stage: Schedule, ctx: Context, steps: int, micro: int) -> d
         "warmup_steps": math.ceil(stage.warmup_ratio * steps), "logging_steps": ctx.execution.log_interval,
         "logging_nan_inf_filter": False, "report_to": "none", "disable_tqdm": True,
         "save_strategy": "steps", "save_total_limit": None, "bf16": False, "fp16": False,
-        "gradient_checkpointing": False, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
+        "gradient_checkpointing": ctx.execution.checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False}, "use_cpu": not cuda, "dataloader_pin_memory": cuda,
     }  # fmt: skip
 
 

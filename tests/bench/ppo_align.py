@@ -70,7 +70,7 @@ def main() -> None:
         loop.run()
     trained = sum(parameter.numel() for parameter in loop.roles.policy.parameters.values())
     more = {
-        "micro_batch": args.micro_batch or stage.rows_in_memory(),
+        "micro_batch": stage.micro_batch(Execution(micro_batch=args.micro_batch)),
         "value_model": "lora",
         "precision": str(loop.roles.policy.model.dtype).removeprefix("torch."),
         "warm_up_seconds": [rollout.seconds for rollout in loop.timed[: work.warm_up]],

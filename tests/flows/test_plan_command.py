@@ -56,6 +56,8 @@ def test_a_plan_has_a_line_for_each_stage_with_all_its_fields(plan: Callable[...
     for line in lines.values():
         assert set(line) == {
             "name", "uses", "key", "cached", "reason", "parameters", "trainable", "memory_bytes", "steps",
+            "memory", "tokens", "tokens_is_bound", "disk_bytes", "fits", "micro_batch", "largest_micro_batch",
+            "seconds_estimate",
         }  # fmt: skip
         assert (line["cached"], line["reason"], len(line["key"])) == (False, "never run", 64)
 

@@ -139,14 +139,6 @@ def test_a_base_that_is_not_there_yet_has_no_shape(tmp_path: Path, tiny_llama: C
     assert shape.bytes_each == 4
 
 
-def test_more_weights_rows_and_trained_parameters_need_more_memory() -> None:
-    small, large = (ModelShape.from_config(GPT2Config(n_layer=n).to_dict()) for n in (4, 12))
-    assert small is not None
-    assert large is not None
-    assert small.training_bytes(10, 8) < large.training_bytes(10, 8) < large.training_bytes(10, 16)
-    assert large.training_bytes(2_000_000, 8) - large.training_bytes(1_000_000, 8) == 16_000_000
-
-
 def test_a_damaged_base_has_no_shape_and_stops_no_plan(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     base = Checkpoint(key="k", path=tmp_path)

@@ -1,0 +1,93 @@
+"""The tables of `align plan`, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.tables import text_table
+
+GIB = 2**30
+
+
+def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """One line a stage: cached or not, why, and what it will take."""
+    rows = [
+        [
+            stage["name"], "cached" if stage["cached"] else "run", _count(stage["parameters"]), _share(stage),
+            _count(stage["steps"]), _bytes(stage["memory_bytes"]), stage["reason"],
+        ]
+        for stage in stages
+    ]  # fmt: skip
+    numbers = ["parameters", "trainable", "steps", "memory"]
+    return text_table(["stage", "", *numbers, "why"], rows, numbers)
+
+
+def memory_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each stage that is estimated: tokens, disk and time, and memory by part in GiB."""
+    known = [stage for stage in stages if stage["memory"]]
+    if not known:
+        return "nothing is known of memory yet: it follows from the base, which has not been made"
+    parts = [name for name in known[0]["memory"] if any(stage["memory"][name] for stage in known)]
+    rows = [
+        [
+            stage["name"], _tokens(stage), f"{stage['disk_bytes'] / GIB:.2f}", _time(stage["seconds_estimate"]),
+            *(f"{stage['memory'][part] / GIB:.2f}" if stage["memory"][part] else "" for part in parts),
+        ]
+        for stage in known
+    ]  # fmt: skip
+    headings = ["stage", "tokens", "disk", "time", *(SHORT.get(part, part) for part in parts)]
+    return text_table(headings, rows, headings[1:])
+
+
+SHORT = {
+    "gradients": "grads", "optimizer": "optim", "activations": "activ", "kv_cache": "cache", "reference": "ref",
+    "libraries": "libs", "allocator": "alloc",
+}  # fmt: skip
+"""Headings that would be wider than what stands below them."""
+
+
+def fit_lines(stages: Sequence[Mapping[str, Any]], device: str) -> list[str]:
+    """What fits the device, and what would make the others fit."""
+    known = [stage for stage in stages if stage["fits"] is not None and not stage["cached"]]
+    tight = [stage for stage in known if not stage["fits"]]
+    if known and not tight:
+        return [f"{device}: fits"]
+    return [f"{stage['name']} does not fit {device}{_remedy(stage)}" for stage in tight]
+
+
+def _remedy(stage: Mapping[str, Any]) -> str:
+    rows = stage["largest_micro_batch"]
+    if rows is None:
+        return ""
+    if rows == 0:
+        return " with any micro_batch: shorten rows, quantise the base, or --exec checkpointing=true"
+    return f"; the largest micro_batch that does: {rows} (--exec micro_batch={rows})"
+
+
+def _tokens(stage: Mapping[str, Any]) -> str:
+    if stage["tokens"] is None:
+        return "-"
+    return f"{'<= ' if stage['tokens_is_bound'] else ''}{stage['tokens']:,}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 60_000 else f"{seconds / 3600:.0f} h"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _share(stage: Mapping[str, Any]) -> str:
+    if not stage["trainable"]:
+        return ""
+    return f"{stage['trainable']:,} ({stage['trainable'] / stage['parameters']:.2%})"
+
+
+def _bytes(value: int | None) -> str:
+    return "" if value is None else f"{value / 2**30:.1f} GiB"

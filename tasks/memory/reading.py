@@ -1,0 +1,52 @@
+"""The memory of stages that train nothing: what a policy writes, and what it finds likely."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tasks.memory import logits
+from tasks.memory.activations import passing
+from tasks.memory.adapted import Adapted
+from tasks.memory.online import Judge, Sampled, added, writing
+from tasks.memory.parts import LIBRARIES, Kind, Memory, fullest
+from tasks.memory.rows import SCORED_ROWS
+from tasks.shape import ModelShape
+
+SAMPLING_BATCH = 32
+"""Completions that best of n writes at a time (tasks/rl/best.py, which imports torch)."""
+
+
+def evaluate(
+    shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, longest_row: int,
+    reference: int | None, judge: Judge | None,
+) -> Memory:  # fmt: skip
+    """Moments compared:
+
+    writing    the policy, the cache, prompts in flight, a copy of the weights under an adapter
+    reading    the policy (and `reference` bytes of another one), half as many rows in flight, logits of 512
+                   positions
+    scoring    the reward model alone: the policy has gone
+    """
+    libraries = Memory(libraries=LIBRARIES[kind])
+    policy = replace(libraries, weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0)
+    half = max(1, how.rows // 2)
+    reading = replace(
+        policy, reference=reference or 0, activations=half * max(longest_row, how.tokens) * passing(shape),
+        logits=logits.own(shape, logits.CHUNK, reads=True),
+    )  # fmt: skip
+    moments = [added(policy, writing(shape, adapted, how, merges=True)), reading]
+    if judge is not None:
+        moments.append(replace(
+            libraries, reward=judge.base_bytes + judge.adapter_bytes,
+            activations=min(SCORED_ROWS, how.rows) * how.tokens * passing(judge.shape),
+        ))  # fmt: skip
+    return fullest(*moments).with_holes(kind)
+
+
+def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, judge: Judge | None) -> Memory:
+    """Best of n: the policy writes while the reward model waits, then that one reads."""
+    held = Memory(
+        weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0, libraries=LIBRARIES[kind],
+        reward=0 if judge is None else judge.base_bytes + judge.adapter_bytes,
+    )  # fmt: skip
+    return added(held, writing(shape, adapted, how, merges=True)).with_holes(kind)

@@ -17,11 +17,12 @@ mean that no checkpoint holds.)
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tasks.context import Context, Execution
+from tasks.parallel.settings import SHARDED, WHOLE, Modes
 from tasks.tuning import Paired
 
 LossType = Literal[
@@ -35,6 +36,8 @@ ACROSS_PAIRS = ("aot", "aot_unpaired")
 
 class DPO(Paired):
     """The policy starts as a copy of `policy`, and the reference is that copy frozen, on one base in memory."""
+
+    modes: ClassVar[Modes] = (*WHOLE, *SHARDED)
 
     beta: float = Field(0.1, gt=0)
     """Worth of a unit of log-ratio; the smaller, the further from the reference."""
@@ -83,7 +86,9 @@ class DPO(Paired):
         reference = load_model(self.policy, ctx.device(), float32=True) if whole else None
         for one in filter(None, (model, reference)):
             share_prompts(trunk_of(one))
-        trainer = ids_only(DPOTrainer, lengths, ctx.seed)(
+        chosen, both = [len(row["chosen_ids"]) for row in rows], [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+        counts = {"sft": chosen, "mean_token_accuracy": chosen, "entropy": both}
+        trainer = ids_only(DPOTrainer, lengths, self, ctx, counts)(
             model=model,
             ref_model=reference,
             args=arguments(DPOConfig, self, ctx, len(rows), len(tests), beta=self.beta, **losses),

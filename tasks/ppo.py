@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 
 from artifacts.kinds import Demonstrations
 from tasks.context import Context, Execution
+from tasks.parallel.settings import WHOLE, mode_problem
 from tasks.rl.online import Online
 from tasks.rl.renamed import RENAMED
 
@@ -125,6 +126,10 @@ class PPO(Online):
 
     def micro_batch(self, execution: Execution) -> int:
         return execution.micro_batch or self.rows_in_memory()
+
+    def execution_problem(self, execution: Execution) -> str | None:
+        """Rows are divided among processes; weights are not."""
+        return mode_problem(WHOLE, execution.launch)
 
     def watched_limits(self) -> bool:
         """Whether training may end early, so that the best policy so far must be kept."""

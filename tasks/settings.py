@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from artifacts.kinds import Adapter, Dataset, Model
+from artifacts.kinds import Adapter, Dataset, Model, Quantized, base_of
 from tasks.context import Execution
 from tasks.lora import LoRA, whole_modules_problem
+from tasks.parallel.settings import SHARDED, SPLIT_CHANGES_IT, WHOLE, Modes, mode_problem, rows_problem
 from tasks.shape import ModelShape
 from tasks.stage import Estimate, Stage
 
@@ -32,6 +33,8 @@ class Training(Optimizing):
     """Optimisation: AdamW, linear warm-up, then cosine decay from `learning_rate` to `min_learning_rate`."""
 
     version: ClassVar[int] = 2  # 1 kept rows of equal length in the data's order within a group of batches
+    modes: ClassVar[Modes] = WHOLE
+    """What it can do in several processes."""
     batch_size: int = Field(8, ge=1)
     """Rows in one optimizer step, over all processes and micro-batches."""
     epochs: float = Field(1.0, gt=0)
@@ -67,14 +70,29 @@ class Training(Optimizing):
         return None if lora is None or lora.dropout == 0 else self.micro_batch(execution)
 
     def micro_batch(self, execution: Execution) -> int:
-        return min(execution.micro_batch or self.batch_size, self.batch_size)
+        own = max(1, self.batch_size // execution.launch.processes)
+        return min(execution.micro_batch or own, own)
 
     def execution_problem(self, execution: Execution) -> str | None:
-        """Every optimizer step is a whole number of forward passes."""
-        micro_batch = execution.micro_batch
+        """Every optimizer step is a whole number of forward passes, in every process the same."""
+        micro_batch, launch = execution.micro_batch, execution.launch
+        if launch.several:
+            return self.launch_problem(execution) or rows_problem(self.batch_size, micro_batch, launch.processes)
         if micro_batch is None or self.batch_size % micro_batch == 0:
             return None
         return f"wanted execution.micro_batch to divide batch_size {self.batch_size}, got {micro_batch}"
+
+    def launch_problem(self, execution: Execution) -> str | None:
+        """A mode that this stage can't do, or a result that would hang on how rows fall to processes."""
+        if self.keyed_micro_batch(execution) is not None:
+            return SPLIT_CHANGES_IT
+        problem = mode_problem(self.modes, execution.launch)
+        if problem is None and execution.launch.mode in SHARDED:
+            if isinstance(base_of(self.start()), Quantized):
+                return f"wanted execution.launch.mode ddp, since 4-bit weights are not divided, got {execution.launch.mode}"
+            if self.optimizer != "adamw":
+                return f"wanted `optimizer: adamw` with execution.launch.mode {execution.launch.mode}, got {self.optimizer}"
+        return problem
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many training rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from artifacts.errors import StageError
 from tasks.parallel.processes import Processes
 
 if TYPE_CHECKING:
@@ -17,6 +18,24 @@ def local(tensor: Tensor) -> Tensor:
     return found
 
 
+def shard_on_cpu(state: Any) -> None:
+    """Let accelerate's `state` divide weights among processes without a GPU, which it would pass over in silence.
+
+    FSDP itself works there, over gloo. The settings are those that `accelerate launch` has put into the environment.
+    """
+    from accelerate import DistributedType
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    state.distributed_type = DistributedType.FSDP
+
+
+def require_sharded(model: Any) -> None:
+    """Raise StageError if every process had all of the model after all: the mode that was asked for was not used."""
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise StageError("the weights were not divided among the processes; take launch.mode ddp")
+
+
 def make_whole(model: Any, processes: Processes) -> None:
     """Put whole tensors in the place of sharded ones, in the first process; the model is good for saving alone then.
 
@@ -26,17 +45,18 @@ def make_whole(model: Any, processes: Processes) -> None:
         return
     from torch import nn
 
+    require_sharded(model)
+
     for module in model.modules():
         if hasattr(module, "reshard"):  # else what was gathered for the last pass would be there beside its parts
             module.reshard()
-    whole: dict[int, nn.Parameter] = {}
+    whole: dict[nn.Parameter, nn.Parameter | None] = {}  # tied weights stand in two places
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not hasattr(parameter, "full_tensor"):
                 continue
-            if id(parameter) not in whole:
-                tensor = parameter.full_tensor()
-                if processes.first:
-                    whole[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+            if parameter not in whole:
+                tensor = parameter.full_tensor()  # all take part in it
+                whole[parameter] = nn.Parameter(tensor, parameter.requires_grad) if processes.first else None
             if processes.first:
-                module._parameters[name] = whole[id(parameter)]
+                module._parameters[name] = whole[parameter]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tasks.parallel.consolidating import shard_on_cpu
 from tasks.parallel.processes import Processes
 from tasks.parallel.shares import Share
 
@@ -36,6 +37,13 @@ class Shared:
         # Each speaks of its own rows; they are brought together by what they weigh, once a step.
         self.accelerator.gather = self.accelerator.gather_for_metrics = _as_it_is
 
+    def create_accelerator_and_postprocess(self: Any) -> None:
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]  # the trainer's, which comes after us
+        state = self.accelerator.state
+        if self.processes.sharded and state.distributed_type.name == "MULTI_CPU":
+            shard_on_cpu(state)
+            self.is_fsdp_enabled = True
+
     def get_train_dataloader(self: Any) -> Any:
         from torch.utils.data import DataLoader
 
@@ -53,6 +61,10 @@ class Shared:
             rows, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )  # fmt: skip
+
+    def measure_first(self: Any) -> None:
+        """Once training has wrapped the model: accelerate never would one that it has evaluated before."""
+        self.args.eval_on_start = True
 
     def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._passes = 0
@@ -84,9 +96,12 @@ class SharedMeans(Shared):
         if not self.model.training:
             return super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)  # type: ignore[misc]
         number = self._passes
-        if hasattr(self, "loss_weights"):
-            self._weigh_terms(number)
+        given = getattr(self, "loss_weights", None)
+        if given is not None and self.has_rows():
+            self.loss_weights = self._weighed_terms(given, number)
         loss = super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)  # type: ignore[misc]
+        if given is not None:
+            self.loss_weights = given
         if num_items_in_batch is None:
             passes = self.current_gradient_accumulation_steps  # which the trainer divides by; DDP divides by processes
             loss = loss * (self.counted("rows")[number] * passes * self.processes.count)
@@ -97,14 +112,11 @@ class SharedMeans(Shared):
             self._bring_together()
         return loss
 
-    def _weigh_terms(self: Any, number: int) -> None:
-        """Beside a mean over rows TRL's DPO may have one over tokens, which then counts by these."""
-        if SFT_TERM in self.loss_types and self.has_rows():
-            if not hasattr(self, "_given_weights"):
-                self._given_weights = dict(zip(self.loss_types, self.loss_weights, strict=True))
-            tokens, rows = self.counted(SFT_TERM)[number], self.counted("rows")[number]
-            more = {name: tokens / rows if name == SFT_TERM else 1.0 for name in self.loss_types}
-            self.loss_weights = [self._given_weights[name] * more[name] for name in self.loss_types]
+    def _weighed_terms(self: Any, given: list[float], number: int) -> list[float]:
+        """Beside means over rows TRL's DPO may have one over tokens, which must count by these."""
+        tokens, rows = self.counted(SFT_TERM)[number], self.counted("rows")[number]
+        more = (tokens / rows if name == SFT_TERM else 1.0 for name in self.loss_types)
+        return [weight * factor for weight, factor in zip(given, more, strict=True)]
 
     def _bring_together(self: Any) -> None:
         """For this step's passes, each with its own mean: one value, over all rows of all processes."""

@@ -94,6 +94,10 @@ class Checked:
             raise NumberError(f"the loss became {float(loss)}")
         return loss
 
+    def measure_first(self) -> None:
+        """On held-out rows, before the first step."""
+        self.evaluate()  # type: ignore[attr-defined]
+
 
 def ids_only(
     trainer: type, lengths: list[int], stage: Training, ctx: Context, counts: Mapping[str, list[int]] | None = None
@@ -105,7 +109,7 @@ def ids_only(
     score_labelled_positions_only()
     sharing = shared(trainer, lengths, stage, ctx, counts or {})
 
-    class IdsOnly(Checked, *sharing, trainer):  # type: ignore[misc,valid-type]  # the base is only known when it runs
+    class IdsOnly(*sharing, Checked, trainer):  # type: ignore[misc,valid-type]  # the base is only known when it runs
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
@@ -155,7 +159,7 @@ def fit(
     """Train, from the newest complete checkpoint if there is one; gives the last value of each metric."""
     recorder = Recorder(ctx, stage, lengths)
     evaluates = evaluate_before and trainer.args.eval_strategy != "no"
-    train_on(trainer, recorder, ctx, trainer.evaluate if evaluates else None)
+    train_on(trainer, recorder, ctx, trainer.measure_first if evaluates else None)
     make_whole(trainer.model, ctx.processes)
     ctx.processes.leave_to_the_first()
     return recorder.headline()

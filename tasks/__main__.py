@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 from tasks.ending import Ending, ending
@@ -41,8 +40,11 @@ def main(argv: list[str]) -> int:
     ended = launched(job, path) if job.in_several() else _here(job)
     if ended.error:
         print(f"error: {ended.result['message']}", file=sys.stderr)  # noqa: T201
-    with suppress(OSError) if ended.error else suppress():  # on a full disk the line above has to do
+    try:
         result.write_text(json.dumps(ended.result))
+    except OSError:
+        if not ended.error:  # on a full disk the line above has to do
+            raise
     return ended.status
 
 

@@ -37,7 +37,8 @@ class Execution(BaseModel):
     """CPU threads, of all processes of a stage together; by default one a core. Equal bytes are promised for an equal
     number of threads."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rows in one forward pass of a process; must divide its rows of a batch, but for PPO. Smaller needs less memory."""
+    """Rows in one forward pass of a process; must divide its share of a batch, but for PPO. Smaller needs less
+    memory."""
     launch: Launch = Launch()
     """Several processes for each training stage: `{processes: 2, mode: ddp}`."""
     log_interval: int = Field(1, ge=1)

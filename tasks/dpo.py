@@ -86,7 +86,8 @@ class DPO(Paired):
         reference = load_model(self.policy, ctx.device(), float32=True) if whole else None
         for one in filter(None, (model, reference)):
             share_prompts(trunk_of(one))
-        chosen, both = [len(row["chosen_ids"]) for row in rows], [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+        chosen, rejected = ([len(row[f"{side}_ids"]) for row in rows] for side in ("chosen", "rejected"))
+        both = [a + b for a, b in zip(chosen, rejected, strict=True)]
         counts = {"sft": chosen, "mean_token_accuracy": chosen, "entropy": both}
         trainer = ids_only(DPOTrainer, lengths, self, ctx, counts)(
             model=model,

@@ -88,11 +88,16 @@ class Training(Optimizing):
             return SPLIT_CHANGES_IT
         problem = mode_problem(self.modes, execution.launch)
         if problem is None and execution.launch.mode in SHARDED:
-            if isinstance(base_of(self.start()), Quantized):
-                return f"wanted execution.launch.mode ddp, since 4-bit weights are not divided, got {execution.launch.mode}"
-            if self.optimizer != "adamw":
-                return f"wanted `optimizer: adamw` with execution.launch.mode {execution.launch.mode}, got {self.optimizer}"
+            return self._sharding_problem(execution.launch.mode)
         return problem
+
+    def _sharding_problem(self, mode: str) -> str | None:
+        """Why these weights and moments can't be divided, or None."""
+        if isinstance(base_of(self.start()), Quantized):
+            return f"wanted execution.launch.mode ddp, since 4-bit weights are not divided, got {mode}"
+        if self.optimizer != "adamw":
+            return f"wanted `optimizer: adamw` with execution.launch.mode {mode}, got {self.optimizer}"
+        return None
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many training rows."""

@@ -1,4 +1,4 @@
-"""Weights of which every process holds a part, made whole again at the end, so that files are as one process has them."""
+"""Weights of which every process holds a part, made whole again at the end: files are as one process leaves them."""
 
 from __future__ import annotations
 

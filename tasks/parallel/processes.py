@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class LeaveToTheFirst(BaseException):  # noqa: N818  (nothing went wrong)
+class LeaveToTheFirst(BaseException):
     """All that was to be done together is done: this process ends well, and the first one goes on alone."""
 
 

@@ -109,7 +109,7 @@ class Groups(Online):
         return max(size for size in range(1, MICRO_BATCH + 1) if self.batch_size % size == 0)
 
     def execution_problem(self, execution: Execution) -> str | None:
-        """Every optimizer step is a whole number of forward passes, in one process: TRL's groups hang on their number."""
+        """Every optimizer step is a whole number of forward passes; in one process, since TRL's groups hang on that."""
         if problem := mode_problem((), execution.launch):
             return problem
         if self.batch_size % self.micro_batch(execution) == 0:

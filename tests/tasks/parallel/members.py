@@ -35,7 +35,9 @@ def environment(job: Job, rank: int, port: int) -> dict[str, str]:
     if launch.mode == "fsdp":
         found |= {"ACCELERATE_USE_FSDP": "true"}
         found |= {name.upper(): str(value).lower() for name, value in settings["fsdp_config"].items()}
-        found |= {name: settings["fsdp_config"][name.lower()] for name in ("FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE")}
+        found |= {
+            name: settings["fsdp_config"][name.lower()] for name in ("FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE")
+        }
     return found
 
 

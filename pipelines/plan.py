@@ -69,7 +69,7 @@ def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False) -> Plan
         if problem := stage.execution_problem(recipe.execution):
             problems.add(label, problem)
     if problem := machine_problem(recipe.execution.launch, recipe.execution.device):
-        problems.add("execution", problem)
+        problems.add("execution.launch", problem)
     problems.raise_if_any()
     located = _located(recipe, stages)
     planned: dict[str, Planned] = {}

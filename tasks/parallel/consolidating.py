@@ -41,7 +41,7 @@ def make_whole(model: Any, processes: Processes) -> None:
 
     One tensor after another, so that no other process ever holds more of the model than its part and one of these.
     """
-    if not processes.sharded:
+    if not processes.sharding:
         return
     from torch import nn
 

@@ -36,7 +36,7 @@ def launched(job: Job, path: Path) -> Ending:
     """Run the job file at `path` in as many processes as it says, to the end of all."""
     launch = job.execution.launch
     if problem := machine_problem(launch, job.execution.device):
-        return failed(UserError(f"execution.{problem}"))
+        return failed(UserError(f"execution.launch: {problem}"))
     folder = members(job.draft)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -25,8 +25,8 @@ class Processes:
 
     rank = 0
     count = 1
-    sharded = False
-    """Whether each holds a part of the weights only."""
+    sharding = ""
+    """How the weights are divided, for a checkpoint that holds them so; empty where each process has all of them."""
 
     @property
     def first(self) -> bool:
@@ -87,7 +87,7 @@ class Several(Processes):
 
         PartialState(cpu=cpu)
         self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
-        self.sharded = mode in SHARDED
+        self.sharding = f"divided by {mode} among {self.count} processes" if mode in SHARDED else ""
         self._words = distributed.new_group(backend="gloo")
 
     def any(self, flag: bool) -> bool:

@@ -45,9 +45,9 @@ def machine_problem(launch: Launch, device: str) -> str | None:
     gpus = 0 if device == "cpu" else gpu_count()
     most, what = (gpus, "GPUs") if gpus else (len(os.sched_getaffinity(0)), "CPU cores")
     if launch.processes > most:
-        return f"launch.processes: wanted at most {most}, since this machine has {most} {what}, got {launch.processes}"
+        return f"wanted at most {most} processes, since this machine has {most} {what}, got {launch.processes}"
     if launch.mode == "deepspeed" and find_spec("deepspeed") is None:
-        return "launch.mode: deepspeed is not installed here; `pip install deepspeed`, or take mode fsdp"
+        return "mode deepspeed wants deepspeed, which is not installed here; `pip install deepspeed`, or take mode fsdp"
     return None
 
 

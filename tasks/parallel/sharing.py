@@ -40,7 +40,7 @@ class Shared:
     def create_accelerator_and_postprocess(self: Any) -> None:
         super().create_accelerator_and_postprocess()  # type: ignore[misc]  # the trainer's, which comes after us
         state = self.accelerator.state
-        if self.processes.sharded and state.distributed_type.name == "MULTI_CPU":
+        if self.processes.sharding and state.distributed_type.name == "MULTI_CPU":
             shard_on_cpu(state)
             self.is_fsdp_enabled = True
 

@@ -14,7 +14,7 @@ from artifacts.jsonl import read_jsonl
 from tasks.context import Context
 from tasks.parallel.consolidating import local
 from tasks.settings import Training
-from tasks.training.checkpoints import publish, require_space
+from tasks.training.checkpoints import SHARDING, publish, require_space
 from tasks.training.rows import epoch_order, load_rows
 
 NAMES = {
@@ -155,10 +155,14 @@ class StepRecorder(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         aside = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        keep = self.ctx.execution.keep_checkpoints
-        self.ctx.processes.done_by_the_first(lambda: publish(aside, self.ctx.work, keep))
+        self.ctx.processes.done_by_the_first(lambda: self._publish(aside))
         if self.stops and state.global_step < state.max_steps:
             raise InterruptedStage(f"ended as asked, after {aside.name}; run the same command again to go on")
+
+    def _publish(self, aside: Path) -> None:
+        if self.ctx.processes.sharding:
+            (aside / SHARDING).write_text(self.ctx.processes.sharding)
+        publish(aside, self.ctx.work, self.ctx.execution.keep_checkpoints)
 
 
 class Recorder(StepRecorder):

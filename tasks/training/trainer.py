@@ -174,7 +174,7 @@ def train_on(trainer: Any, recorder: StepRecorder, ctx: Context, before: Callabl
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
-    checkpoint = ctx.processes.decided(lambda: newest_checkpoint(ctx.work, ctx.say))
+    checkpoint = ctx.processes.decided(lambda: newest_checkpoint(ctx.work, ctx.say, ctx.processes.sharding))
     if checkpoint is None:
         ctx.rewind(-1)
         if before is not None:

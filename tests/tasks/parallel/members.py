@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -47,6 +46,9 @@ def work(job: Job, rank: int, port: int, before: Callable[[int], None]) -> None:
     os.dup2(out, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.environ.update(environment(job, rank, port))
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a trainer that ran in the process forked from
     before(rank)
     from tasks.parallel.member import main
 
@@ -85,7 +87,7 @@ class Members:
                 if process.exitcode:
                     for other in left:
                         other.join(1)
-                        os.kill(other.pid or 0, signal.SIGKILL)
+                        other.kill()
         return [process.exitcode or 0 for process in self.processes]
 
 

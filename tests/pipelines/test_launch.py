@@ -113,9 +113,7 @@ def test_what_can_not_be_divided_without_another_result_is_refused(refused, stag
 @two_cores
 def test_passes_must_divide_the_rows_of_one_process(refused):
     said = refused(launch={"processes": 2}, execution={"micro_batch": 8})
-    assert (
-        "wanted execution.micro_batch to divide the 4 rows that each of 2 processes has of batch_size 8, got 8" in said
-    )
+    assert "micro_batch to divide the 4 rows that each of 2 processes has of batch_size 8, got 8" in said
 
 
 @two_cores

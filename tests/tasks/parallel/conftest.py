@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.job import Job
+from tasks.parallel.launching import _ending_of, _together, members
 from tasks.parallel.settings import Mode
 from tests.tasks.parallel.members import Members
 from tests.tasks.parallel.stages import FIELDS, execution
@@ -114,7 +115,10 @@ def ran(job_of: Callable[..., Job]) -> Callable[..., Ran]:
 def run_here(job: Job) -> list[int]:
     """The exit status of each of its processes; one alone is forked too, so that it leaves nothing behind."""
     if job.in_several():
-        return Members(job).end()
+        statuses = Members(job).end()
+        ended = _together([_ending_of(members(job.draft), rank) for rank in range(len(statuses))])
+        (job.draft / "result.json").write_text(json.dumps(ended.result))
+        return statuses
     pid = os.fork()
     if pid == 0:
         out = os.open(job.draft / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -162,7 +162,7 @@ LOST = ending("RuntimeError", "RuntimeError: [gloo] Connection closed by peer", 
         ([ending("NumberError", "row 7", at=2), ending("NumberError", "row 9", at=1)], "row 9"),
         (
             [ending("InterruptedStage", "ended", at=1), ending("KeyError", "3", at=2, ours=False)],
-            "KeyError: 3",
+            "3",
         ),
         ([LOST, None], "process 2 of 2 was killed; run the same command again to go on"),
         ([ending("InterruptedStage", "ended", at=1)] * 2, "ended"),

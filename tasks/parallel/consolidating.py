@@ -32,7 +32,7 @@ def shard_on_cpu(state: Any) -> None:
 
 def require_sharded(model: Any) -> None:
     """Raise StageError if every process had all of the model after all: the mode that was asked for was not used."""
-    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+    if not any(map(_is_part, model.parameters())):
         raise StageError("the weights were not divided among the processes; take launch.mode ddp")
 
 
@@ -53,10 +53,27 @@ def make_whole(model: Any, processes: Processes) -> None:
     whole: dict[nn.Parameter, nn.Parameter | None] = {}  # tied weights stand in two places
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is None or not hasattr(parameter, "full_tensor"):
+            if parameter is None or not _is_part(parameter):
                 continue
             if parameter not in whole:
-                tensor = parameter.full_tensor()  # all take part in it
+                tensor = _gathered(parameter)  # all take part in it
                 whole[parameter] = nn.Parameter(tensor, parameter.requires_grad) if processes.first else None
             if processes.first:
                 module._parameters[name] = whole[parameter]
+
+
+def _is_part(parameter: Any) -> bool:
+    """Whether FSDP or DeepSpeed has divided it."""
+    return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id")
+
+
+def _gathered(parameter: Any) -> Tensor:
+    """All of a divided parameter."""
+    if hasattr(parameter, "full_tensor"):
+        whole: Tensor = parameter.full_tensor()
+        return whole
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        copy: Tensor = parameter.data.clone()
+        return copy

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.processes`: one against two processes, step by step for SFT and DPO, and how far apart for all.
+"""`python -m tests.bench.processes`: one against two processes, step by step for SFT and DPO, and how far apart all.
 
 A tiny model, 29 rows of unequal length in batches of 8 (feedback: 30), two epochs and a half; PPO on the completions
 that both sample alike.
@@ -87,8 +87,8 @@ def main() -> None:
             line, curves = compared(runs, name, mode)
             table.add_row(*line)
             if curves is not None:
-                print(render(curves))
-    print(render(table))
+                print(render(curves))  # noqa: T201
+    print(render(table))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def make_whole(model: Any, processes: Processes) -> None:
     if not processes.sharding:
         return
     from torch import nn
+    from torch.distributed.fsdp import FSDPModule
 
     require_sharded(model)
 
@@ -60,6 +61,9 @@ def make_whole(model: Any, processes: Processes) -> None:
                 whole[parameter] = nn.Parameter(tensor, parameter.requires_grad) if processes.first else None
             if processes.first:
                 module._parameters[name] = whole[parameter]
+    for module in model.modules():
+        if processes.first and isinstance(module, FSDPModule):  # FSDP's class is one made before the module's own
+            module.__class__ = type(module).__bases__[1]
 
 
 def _is_part(parameter: Any) -> bool:

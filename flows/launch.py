@@ -18,6 +18,7 @@ from flows.oom import KernelWitness
 from flows.watch import Watcher
 from tasks.context import EVENT
 from tasks.job import Job
+from tasks.parallel.launching import member_ids
 
 PR_SET_PDEATHSIG = 1
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
@@ -59,7 +60,8 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
         finally:
             RUNNING.discard(process.pid)
             _end(process)
-    if process.returncode == -signal.SIGKILL and witness.killed_for_memory(process.pid):
+    killed = [process.pid] if process.returncode == -signal.SIGKILL else member_ids(job.draft)
+    if process.returncode and any(map(witness.killed_for_memory, killed)):
         error = job.out_of_memory("killed for memory by the kernel", usage.ru_maxrss * 1024)
         raise OutOfMemoryError(f"{label}: {error}")
     return _result(job, label, process.returncode, said)

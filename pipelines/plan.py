@@ -15,6 +15,7 @@ from pipelines.problems import Problems, did_you_mean
 from pipelines.recipe import Recipe
 from pipelines.wiring import check_stages, ordered
 from tasks.context import Execution
+from tasks.parallel.settings import machine_problem
 from tasks.stage import Stage
 
 KEY_SCHEMA = 1
@@ -67,6 +68,8 @@ def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False) -> Plan
     for label, stage in stages.items():
         if problem := stage.execution_problem(recipe.execution):
             problems.add(label, problem)
+    if problem := machine_problem(recipe.execution.launch, recipe.execution.device):
+        problems.add("execution.launch", problem)
     problems.raise_if_any()
     located = _located(recipe, stages)
     planned: dict[str, Planned] = {}

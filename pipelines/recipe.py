@@ -15,6 +15,7 @@ Recipe version 1: fields are only ever added.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def load_recipe(
     for name, value in (overrides or {}).items():
         _override(raw, name, value, problems)
     if execution and isinstance(given := raw.get("execution") or {}, dict):
-        raw["execution"] = {**given, **execution}
+        raw["execution"] = deepcopy(given)
+        for name, value in execution.items():  # `launch.processes` too
+            set_field(raw["execution"], name.split("."), value)
     if not raw.get("name"):
         raw["name"] = path.stem
     problems.extend(field_problems(Recipe, {**raw, "path": path}, ""))

@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from artifacts.errors import InterruptedStage
+from tasks.parallel.processes import ALONE, Processes
+from tasks.parallel.settings import Launch
 
 EVENT = "\x1e"
 """Marks a line of a trainer's output as a progress event for the process that started it."""
@@ -32,9 +34,13 @@ class Execution(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; `auto` takes a GPU if there is one."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads; by default one a core. Equal bytes are promised for an equal number of threads."""
+    """CPU threads, of all processes of a stage together; by default one a core. Equal bytes are promised for an equal
+    number of threads."""
     micro_batch: int | None = Field(None, ge=1)
-    """Rows in one forward pass; must divide the batch size, but for PPO. Smaller needs less memory."""
+    """Rows in one forward pass of a process; must divide its share of a batch, but for PPO. Smaller needs less
+    memory."""
+    launch: Launch = Launch()
+    """Several processes for each training stage: `{processes: 2, mode: ddp}`."""
     checkpointing: bool = False
     """Keep of a forward pass only what goes from layer to layer, and compute the rest again in the backward pass: the
     same numbers in far less memory, a third slower."""
@@ -96,12 +102,14 @@ class MetricsLog(StepLog):
 class Progress:
     """Tells whoever watches how far a stage is: as events to the parent, or as a line on a terminal."""
 
-    def __init__(self, *, events: bool) -> None:
-        self.events = events
+    def __init__(self, *, events: bool, shown: bool = True) -> None:
+        self.events, self.shown = events, shown
         self._shown = 0.0
 
     def __call__(self, done: int, total: int, unit: str, **figures: float) -> None:
         """`done` of `total` units, with whatever figures are worth seeing beside them."""
+        if not self.shown:
+            return
         if self.events:
             event = {"done": done, "total": total, "unit": unit, "figures": figures}
             print(EVENT + json.dumps(event), flush=True)  # noqa: T201
@@ -155,6 +163,8 @@ class Context:
     """Derived from the recipe's seed and the stage's `uses`."""
     execution: Execution
     stop: StopRequest = field(default_factory=StopRequest)
+    processes: Processes = ALONE
+    """Those that work on this stage; what is logged and written by any but the first goes nowhere."""
 
     @property
     def samples(self) -> StepLog:
@@ -168,7 +178,8 @@ class Context:
 
     def say(self, message: str) -> None:
         """One line for the log."""
-        print(message, flush=True)  # noqa: T201
+        if self.processes.first:
+            print(message, flush=True)  # noqa: T201
 
     def device(self) -> str:
         """`cuda` or `cpu`, with `auto` resolved."""

@@ -17,7 +17,7 @@ mean that no checkpoint holds.)
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ from tasks.context import Context, Execution
 from tasks.memory import rows as row_memory
 from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
+from tasks.parallel.settings import SHARDED, WHOLE, Modes
 from tasks.tuning import Paired
 
 LossType = Literal[
@@ -38,6 +39,8 @@ ACROSS_PAIRS = ("aot", "aot_unpaired")
 
 class DPO(Paired):
     """The policy starts as a copy of `policy`, and the reference is that copy frozen, on one base in memory."""
+
+    modes: ClassVar[Modes] = (*WHOLE, *SHARDED)
 
     beta: float = Field(0.1, gt=0)
     """Worth of a unit of log-ratio; the smaller, the further from the reference."""
@@ -89,7 +92,10 @@ class DPO(Paired):
         reference = load_model(self.policy, ctx.device(), float32=True) if whole else None
         for one in filter(None, (model, reference)):
             share_prompts(trunk_of(one))
-        trainer = ids_only(DPOTrainer, lengths, ctx.seed)(
+        chosen, rejected = ([len(row[f"{side}_ids"]) for row in rows] for side in ("chosen", "rejected"))
+        both = [a + b for a, b in zip(chosen, rejected, strict=True)]
+        counts = {"sft": chosen, "mean_token_accuracy": chosen, "entropy": both}
+        trainer = ids_only(DPOTrainer, lengths, self, ctx, counts)(
             model=model,
             ref_model=reference,
             args=arguments(DPOConfig, self, ctx, len(rows), len(tests), beta=self.beta, **losses),

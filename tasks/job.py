@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from artifacts.errors import OutOfMemoryError
 from artifacts.kinds import describe, revive
 from tasks.context import Context, Execution, MetricsLog, Progress
+from tasks.parallel.processes import ALONE, Processes
 from tasks.registry import stage_class
+from tasks.settings import Optimizing
 from tasks.stage import Stage, derive_seed
 
 
@@ -47,6 +49,10 @@ class Job(BaseModel):
         bound = {name: revive(described) for name, described in self.inputs.items()}
         return stage_class(self.uses).model_validate({**self.settings, **bound})
 
+    def in_several(self) -> bool:
+        """Whether it is for several processes: of stages that don't train there is nothing to divide."""
+        return self.execution.launch.several and issubclass(stage_class(self.uses), Optimizing)
+
     def out_of_memory(self, how: str, peak_bytes: int) -> OutOfMemoryError:
         """What to say of a stage that needed too much; `how` tells who said so."""
         stage = self.stage()
@@ -59,13 +65,17 @@ class Job(BaseModel):
             advice = "its passes can't be made smaller; shorten the rows, or take a machine with more memory"
         return OutOfMemoryError(f"{how}: peak {peak_bytes / 2**30:.2f} GiB; {advice}")
 
-    def context(self, *, events: bool) -> Context:
-        """Where it runs; makes the folders."""
-        out, work = self.draft / "out", self.draft / "work"
+    def context(self, *, events: bool, processes: Processes = ALONE) -> Context:
+        """Where it runs; makes the folders. Of several processes all but the first have a log and an output of their
+        own, which nobody reads."""
+        work = self.draft / "work"
+        place = self.draft if processes.first else work / "processes" / str(processes.rank)
+        out = place / "out"
         shutil.rmtree(out, ignore_errors=True)  # what an interrupted attempt left must not enter the digest
         out.mkdir(parents=True)
         work.mkdir(parents=True, exist_ok=True)
         return Context(
-            out=out, work=work, metrics=MetricsLog(self.draft / "metrics.jsonl"), progress=Progress(events=events),
-            seed=derive_seed(self.seed, self.uses), execution=self.execution,
+            out=out, work=work, metrics=MetricsLog(place / "metrics.jsonl"),
+            progress=Progress(events=events, shown=processes.first), seed=derive_seed(self.seed, self.uses),
+            execution=self.execution, processes=processes,
         )  # fmt: skip

@@ -33,6 +33,7 @@ from tasks.context import Context, Execution
 from tasks.memory.online import ppo
 from tasks.memory.parts import ROLLOUT, Memory
 from tasks.memory.rows import Case
+from tasks.parallel.settings import WHOLE, mode_problem
 from tasks.rl.online import Online
 from tasks.rl.renamed import RENAMED
 from tasks.stage import Terms
@@ -144,6 +145,10 @@ class PPO(Online):
 
     def holes(self, case: Case) -> float:
         return ROLLOUT
+
+    def execution_problem(self, execution: Execution) -> str | None:
+        """Rows are divided among processes; weights are not."""
+        return mode_problem(WHOLE, execution.launch)
 
     def watched_limits(self) -> bool:
         """Whether training may end early, so that the best policy so far must be kept."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from tasks.context import Context
 from tasks.memory import rows as row_memory
 from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
+from tasks.parallel.settings import SHARDED, WHOLE, Modes
 from tasks.shape import ModelShape
 from tasks.statistics import wins
 from tasks.tuning import OnBase
@@ -30,6 +31,8 @@ from tasks.tuning import OnBase
 
 class Reward(OnBase):
     """Trains a scalar head with an adapter of its own on the base, or with `lora: null` all weights."""
+
+    modes: ClassVar[Modes] = (*WHOLE, *SHARDED)
 
     data: Preferences
     eval_rows: int = Field(64, ge=0)
@@ -67,7 +70,7 @@ class Reward(OnBase):
         model = classifier(self.base, self.lora, self.adapter, ctx)
         share_prompts(trunk_of(model))
         tests = held_out[: self.eval_rows]
-        trainer = ids_only(RewardTrainer, lengths, ctx.seed)(
+        trainer = ids_only(RewardTrainer, lengths, self, ctx)(
             model=model,
             args=arguments(RewardConfig, self, ctx, len(rows), len(tests), disable_dropout=False),
             train_dataset=Rows.from_list([whole_ids(row) for row in rows]),

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from artifacts.kinds import Adapter, Dataset, Model
+from artifacts.kinds import Adapter, Dataset, Model, Quantized, base_of
 from tasks.context import Execution
 from tasks.lora import LoRA, whole_modules_problem
 from tasks.memory import rows as row_memory
@@ -15,6 +15,7 @@ from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
 from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
+from tasks.parallel.settings import SHARDED, SPLIT_CHANGES_IT, WHOLE, Modes, mode_problem, rows_problem
 from tasks.shape import ModelShape
 from tasks.stage import Estimate, Stage, Terms
 from tasks.training.rows import epoch_order
@@ -38,6 +39,8 @@ class Training(Optimizing):
     """Optimisation: AdamW, linear warm-up, then cosine decay from `learning_rate` to `min_learning_rate`."""
 
     version: ClassVar[int] = 2  # 1 kept rows of equal length in the data's order within a group of batches
+    modes: ClassVar[Modes] = WHOLE
+    """What it can do in several processes."""
     batch_size: int = Field(8, ge=1)
     """Rows in one optimizer step, over all processes and micro-batches."""
     epochs: float = Field(1.0, gt=0)
@@ -76,14 +79,34 @@ class Training(Optimizing):
         return self.batch_size
 
     def micro_batch(self, execution: Execution) -> int:
-        return min(execution.micro_batch or self.batch_size, self.batch_size)
+        own = max(1, self.batch_size // execution.launch.processes)
+        return min(execution.micro_batch or own, own)
 
     def execution_problem(self, execution: Execution) -> str | None:
-        """Every optimizer step is a whole number of forward passes."""
-        micro_batch = execution.micro_batch
+        """Every optimizer step is a whole number of forward passes, in every process the same."""
+        micro_batch, launch = execution.micro_batch, execution.launch
+        if launch.several:
+            return self.launch_problem(execution) or rows_problem(self.batch_size, micro_batch, launch.processes)
         if micro_batch is None or self.batch_size % micro_batch == 0:
             return None
         return f"wanted execution.micro_batch to divide batch_size {self.batch_size}, got {micro_batch}"
+
+    def launch_problem(self, execution: Execution) -> str | None:
+        """A mode that this stage can't do, or a result that would hang on how rows fall to processes."""
+        if self.keyed_micro_batch(execution) is not None:
+            return SPLIT_CHANGES_IT
+        problem = mode_problem(self.modes, execution.launch)
+        if problem is None and execution.launch.mode in SHARDED:
+            return self._sharding_problem(execution.launch.mode)
+        return problem
+
+    def _sharding_problem(self, mode: str) -> str | None:
+        """Why these weights and moments can't be divided, or None."""
+        if isinstance(base_of(self.start()), Quantized):
+            return f"wanted execution.launch.mode ddp, since 4-bit weights are not divided, got {mode}"
+        if self.optimizer != "adamw":
+            return f"wanted `optimizer: adamw` with execution.launch.mode {mode}, got {self.optimizer}"
+        return None
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many training rows."""

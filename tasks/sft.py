@@ -9,18 +9,21 @@ the token count of the whole batch as N, so that the micro-batch makes no differ
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from artifacts.errors import DataError
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Demonstrations
 from tasks.context import Context
+from tasks.parallel.settings import SHARDED, WHOLE, Modes
 from tasks.tuning import OnBase
 
 
 class SFT(OnBase):
     """Trains an adapter on the base, a fresh one or one that goes on, or with `lora: null` all weights."""
+
+    modes: ClassVar[Modes] = (*WHOLE, *SHARDED)
 
     data: Demonstrations
     eval_rows: int = Field(64, ge=0)
@@ -46,7 +49,9 @@ class SFT(OnBase):
         lengths = [len(row["input_ids"]) for row in train]
         model, tokenizer = trainable(self.start(), None if self.adapter else self.lora, ctx)
         require_eos(rows, tokenizer.eos_token_id)
-        trainer = ids_only(SFTTrainer, lengths, ctx.seed)(
+        tokens = [sum(label != -100 for label in row["labels"][1:]) for row in train]
+        counts = dict.fromkeys(("loss", "entropy", "mean_token_accuracy"), tokens)
+        trainer = ids_only(SFTTrainer, lengths, self, ctx, counts)(
             model=model,
             args=arguments(SFTConfig, self, ctx, len(rows), len(tests), dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=Rows.from_list(train),

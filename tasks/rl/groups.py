@@ -18,6 +18,7 @@ from tasks.context import Execution
 from tasks.memory.online import groups
 from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
+from tasks.parallel.settings import mode_problem
 from tasks.rl.online import Online
 from tasks.stage import Terms
 
@@ -126,7 +127,9 @@ class Groups(Online):
         return max(size for size in range(1, MICRO_BATCH + 1) if self.batch_size % size == 0)
 
     def execution_problem(self, execution: Execution) -> str | None:
-        """Every optimizer step is a whole number of forward passes."""
+        """Every optimizer step is a whole number of forward passes; in one process, since TRL's groups hang on that."""
+        if problem := mode_problem((), execution.launch):
+            return problem
         if self.batch_size % self.micro_batch(execution) == 0:
             return None
         return f"wanted execution.micro_batch to divide batch_size {self.batch_size}, got {execution.micro_batch}"

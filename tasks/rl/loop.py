@@ -17,6 +17,7 @@ from tasks.rl.roles import Roles
 from tasks.rl.rollout import MicroBatch, Rollout, Scorer, by_length
 from tasks.rl.sampler import Sampled, Sampler, row_draws
 from tasks.rl.settings import distinct_prompts, require_one_tokenizer, stop_ids
+from tasks.rl.shares import Dealt
 from tasks.rl.state import capture, load_state, restore, save_state
 from tasks.rl.update import Update, adam
 from tasks.training.checkpoints import last_good
@@ -58,16 +59,18 @@ class Loop:
         self.scorer = Scorer(
             self.roles, programs, pad=self.tokenizer.pad_token_id, temperature=stage.temperature,
             reward_weight=stage.reward_weight, cliprange_score=stage.cliprange_score,
-            missing_eos_penalty=stage.missing_eos_penalty,
+            missing_eos_penalty=stage.missing_eos_penalty, processes=ctx.processes,
         )  # fmt: skip
         self.optimizers = {
             name: adam(stage, list(role.parameters.values()))
             for name, role in (("policy", self.roles.policy), ("value", self.roles.value))
         }
         self.micro_batch = stage.micro_batch(ctx.execution)
+        self.dealt = Dealt(ctx.processes, self.micro_batch)
         self.update = Update(
-            stage, self.scorer, dict(self.optimizers), self._ptx_batch, self.micro_batch, ctx.execution.checkpointing
-        )
+            stage, self.scorer, dict(self.optimizers), self._ptx_batch, self.micro_batch, self.dealt,
+            checkpointing=ctx.execution.checkpointing,
+        )  # fmt: skip
         adaptive = stage.kl_controller == "adaptive"
         self.controller = KLController(stage.kl_coef, stage.target_kl if adaptive else None, stage.horizon)
         self.rollouts = stage.rollouts(len(self.rows))
@@ -82,7 +85,9 @@ class Loop:
         if said is not None:
             self._go_back(said)
         require_finite_tensors(self.roles.policy.tensors())
-        return self._headline(self.best["rollout"] if said is not None and self.best else -1)
+        metrics = self._headline(self.best["rollout"] if said is not None and self.best else -1)
+        self.ctx.processes.leave_to_the_first()
+        return metrics
 
     def _train(self) -> str | None:
         """Every rollout that is left; gives why it stopped early, if it did."""
@@ -95,7 +100,7 @@ class Loop:
                 raise NumberError(f"{error} (rollout {number}; {last_good(self.ctx.work)})") from error
             self.kept["done"] += 1
             said = self._why_stop(point)
-            asked = self.ctx.stop.asked and self.kept["done"] < self.rollouts
+            asked = self.ctx.processes.any(self.ctx.stop.asked) and self.kept["done"] < self.rollouts
             if said is None and (self._saves() or asked):  # who goes on from here must not miss that it is to stop
                 self._save()
             if said is None and asked:
@@ -105,7 +110,7 @@ class Loop:
         return said
 
     def _resume(self) -> None:
-        state = load_state(self.ctx.work, self.ctx.say)
+        state = load_state(self.ctx)
         if state is None:
             self.ctx.rewind(-1)
             if self.tests:
@@ -123,7 +128,7 @@ class Loop:
         sampled, texts, lengths = self._complete(rows, number)
         generated = time.monotonic()
         epochs = [self._minibatches(number, epoch, lengths) for epoch in range(stage.num_ppo_epochs)]
-        rollout = self.scorer(rows, sampled, texts, [part for parts in epochs[0] for part in parts])
+        rollout = self.scorer(rows, sampled, texts, [part for parts in epochs[0] for part in self.dealt.own(parts)])
         mask = self._counted(rollout)
         advantages, returns = self._worth(rollout, mask)
         scored = time.monotonic()
@@ -153,11 +158,16 @@ class Loop:
         """The policy's completions as ids and as text, and the lengths with their prompts."""
         self.roles.activate(self.roles.policy)
         model = self.roles.policy.model
+        prompts = [row["prompt_ids"] for row in rows]
         draws = row_draws(self.ctx.seed, stream, range(len(rows)), self.stage.max_new_tokens)
         with merged(model):
-            sampled = self.sampler([row["prompt_ids"] for row in rows], draws, report)
+            sampled = self.dealt.sampled(
+                [len(prompt) for prompt in prompts],
+                lambda places: self.sampler([prompts[place] for place in places], draws[places], report),
+            )
         texts = [self.tokenizer.decode(one.ids, skip_special_tokens=True).strip() for one in sampled]
         lengths = [len(row["prompt_ids"]) + len(one.ids) for row, one in zip(rows, sampled, strict=True)]
+        self.dealt.deal(lengths)
         return sampled, texts, lengths
 
     def _minibatches(self, number: int, epoch: int, lengths: list[int]) -> list[list[MicroBatch]]:
@@ -228,7 +238,7 @@ class Loop:
             self.tests, "validation",
             lambda done: self.ctx.progress(done, len(self.tests), f"held-out completions {when}"),
         )  # fmt: skip
-        parts = list(by_length(range(len(self.tests)), lengths, self.micro_batch))
+        parts = self.dealt.own(list(by_length(range(len(self.tests)), lengths, self.micro_batch)))
         rollout = self.scorer(self.tests, sampled, texts, parts)
         kl = sequence_kl(rollout.logps, rollout.ref_logps, rollout.mask)
         found = {
@@ -245,8 +255,11 @@ class Loop:
         return passed or done == self.rollouts
 
     def _save(self) -> None:
-        state = capture(self.roles, dict(self.optimizers), self.controller, {**self.kept, "best": self.best})
-        save_state(state, self.ctx.work, self.kept["done"], self.ctx.execution.keep_checkpoints)
+        def save() -> None:
+            state = capture(self.roles, dict(self.optimizers), self.controller, {**self.kept, "best": self.best})
+            save_state(state, self.ctx.work, self.kept["done"], self.ctx.execution.keep_checkpoints)
+
+        self.ctx.processes.done_by_the_first(save)
 
     def _remember_best(self, number: int, rollout: Rollout) -> None:
         """Before the update: the policy that wrote this rollout, if it is the best within the limit so far."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import StageError
+from tasks.parallel.processes import ALONE, Processes
 from tasks.rl.programs import Programs
 from tasks.rl.roles import Role, Roles
 from tasks.rl.sampler import Sampled
@@ -73,16 +74,16 @@ class Scorer:
 
     def __init__(
         self, roles: Roles, programs: Programs, *, pad: int, temperature: float, reward_weight: float,
-        cliprange_score: float | None, missing_eos_penalty: float | None,
+        cliprange_score: float | None, missing_eos_penalty: float | None, processes: Processes = ALONE,
     ) -> None:  # fmt: skip
         self.roles, self.programs, self.pad, self.temperature = roles, programs, pad, temperature
         self.reward_weight, self.cliprange_score = reward_weight, cliprange_score
-        self.missing_eos_penalty = missing_eos_penalty
+        self.missing_eos_penalty, self.processes = missing_eos_penalty, processes
 
     def __call__(
         self, rows: list[dict[str, Any]], sampled: list[Sampled], texts: list[str], parts: Sequence[MicroBatch]
     ) -> Rollout:
-        """The rollout, computed in the micro-batches that the first epoch of the update will use.
+        """The rollout, computed in the micro-batches that the first epoch of the update will use in this process.
 
         A pass in the same shapes gives the same bits, so that the first ratio is 1 and not almost 1.
         """
@@ -101,6 +102,7 @@ class Scorer:
                 if self.roles.reward is not None:
                     states = self.roles.states(self.roles.reward, batch, rollout.stored(self.roles.reward, part))
                     scores[part] = self.roles.scores(last_states(states, batch["attention_mask"]))
+        self.processes.merge((rollout.logps, rollout.ref_logps, rollout.values, scores))  # 0 where others compute
         self._total(rollout, scores)
         return rollout
 
@@ -150,7 +152,7 @@ class Scorer:
                     raise StageError(f"ppo: the reward model gives {value} to the completion of row {row['row']}")
             rollout.parts["reward_model"] = scores.tolist()
         if self.programs.weights:
-            found = self.programs(rollout.rows, rollout.texts)
+            found = self.processes.decided(lambda: self.programs(rollout.rows, rollout.texts))
             rollout.parts |= found
             total = total + torch.tensor(self.programs.weighted(found, len(rollout.rows)), device=total.device)
         if self.cliprange_score is not None:

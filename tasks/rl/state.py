@@ -7,10 +7,10 @@ they need no place here.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tasks.context import Context
 from tasks.rl.objective import KLController
 from tasks.rl.roles import Roles
 from tasks.training.checkpoints import newest_checkpoint, publish, require_space, saving
@@ -81,11 +81,11 @@ def state_bytes(state: Any) -> int:
     return state.nbytes if hasattr(state, "nbytes") else 0
 
 
-def load_state(work: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def load_state(ctx: Context) -> dict[str, Any] | None:
     """The newest complete state, checked against the digest in its manifest; None if there is none."""
     import torch
 
-    folder = newest_checkpoint(work, say)
+    folder = ctx.processes.decided(lambda: newest_checkpoint(ctx.work, ctx.say))
     if folder is None:
         return None
     state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)

@@ -13,6 +13,7 @@ from tasks.rl.objective import policy_loss, ratio, value_loss
 from tasks.rl.recomputing import recomputing
 from tasks.rl.roles import Role
 from tasks.rl.rollout import MicroBatch, Rollout, Scorer, on_tokens
+from tasks.rl.shares import Dealt
 from tasks.training.logps import label_logps, padded, trunk_of
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ class Update:
 
     def __init__(
         self, stage: PPO, scorer: Scorer, optimizers: dict[str, Optimizer], ptx: Callable[[int], Any], micro_batch: int,
-        checkpointing: bool = False,
+        dealt: Dealt, *, checkpointing: bool = False,
     ) -> None:  # fmt: skip
         self.stage, self.scorer, self.roles, self.optimizers, self.ptx = stage, scorer, scorer.roles, optimizers, ptx
-        self.micro_batch, self.checkpointing = micro_batch, checkpointing
+        self.micro_batch, self.dealt, self.processes = micro_batch, dealt, dealt.processes
+        self.checkpointing = checkpointing
         self.checked = False
 
     def __call__(self, *args: Any) -> Figures:
@@ -95,7 +97,7 @@ class Update:
         self, rollout: Rollout, advantages: Tensor, returns: Tensor, mask: Tensor,
         epochs: Sequence[list[list[MicroBatch]]], step: int, rates: Callable[[int], dict[str, float]],
     ) -> Figures:  # fmt: skip
-        """Take one step for every minibatch of every epoch.
+        """Take one step for every minibatch of every epoch; of each, this process computes its own rows.
 
         `epochs` holds, for each epoch, its minibatches as micro-batches; `mask` (B, T) is what counts in the losses;
         `rates` gives the learning rates at an optimizer step, counted from `step` on.
@@ -130,7 +132,7 @@ class Update:
         """Forward and backward of one minibatch; a micro-batch's backward pass comes before the next one's forward."""
         sums = dict.fromkeys(("loss", "kl", "clipped", "ratio"), 0.0)
         highest, deviation = 0.0, 0.0
-        for part in parts:
+        for part in self.dealt.own(parts):
             batch = rollout.batch(part, self.scorer.pad)
             new = on_tokens(self.scorer.logps(self.roles.policy, rollout, part, batch), rollout.mask[part])
             old, counts = rollout.logps[part], mask[part]
@@ -144,6 +146,8 @@ class Update:
             sums["ratio"] += float(change[counts].sum()) / tokens
             highest = max(highest, float(change.max()))
             deviation = max(deviation, float((change - 1).abs().max()))
+        highest, deviation = self.processes.maxima([highest, deviation])
+        sums = dict(zip(sums, self.processes.sums(list(sums.values())), strict=True))
         if not figures.policy_loss:
             figures.first_ratio_deviation = deviation
         figures.policy_loss.append(sums["loss"])
@@ -157,7 +161,7 @@ class Update:
         self, rollout: Rollout, returns: Tensor, mask: Tensor, parts: list[MicroBatch], tokens: int, figures: Figures
     ) -> None:
         total, clipped = 0.0, 0.0
-        for part in parts:
+        for part in self.dealt.own(parts):
             batch = rollout.batch(part, self.scorer.pad)
             new = on_tokens(self.scorer.values(rollout, part, batch), rollout.mask[part])
             old, counts = rollout.values[part], mask[part]
@@ -166,6 +170,7 @@ class Update:
                 (self.stage.vf_coef * loss).backward()
             total += float(loss.detach())
             clipped += float((((new.detach() - old).abs() > self.stage.cliprange_value) & counts).sum()) / tokens
+        total, clipped = self.processes.sums([total, clipped])
         figures.value_loss.append(total)
         figures.value_clip_fraction.append(clipped)
         _require_finite("value loss", total, rollout, parts)
@@ -176,8 +181,9 @@ class Update:
         tokens = sum(len(row["completion_ids"]) for row in rows)
         self.roles.activate(self.roles.policy)
         model, total = self.roles.policy.model, 0.0
-        for at in range(0, len(rows), self.micro_batch):
-            part = rows[at : at + self.micro_batch]
+        own = rows[self.processes.rank :: self.processes.count]
+        for at in range(0, len(own), self.micro_batch):
+            part = own[at : at + self.micro_batch]
             prompts, completions = [row["prompt_ids"] for row in part], [row["completion_ids"] for row in part]
             batch = padded(prompts, completions, self.scorer.pad, self.roles.device)
             states = trunk_of(model)(
@@ -188,7 +194,7 @@ class Update:
             loss = -label_logps(model.get_output_embeddings(), states[:, :-1][kept], labels[kept]).sum() / tokens
             (self.stage.ptx_coef * loss).backward()
             total += float(loss.detach())
-        return total
+        return self.processes.sums([total])[0]
 
     def _step(self, name: str, role: Role, learns: bool) -> float:
         """Clip, step and forget one role's gradients; gives their norm before clipping.
@@ -198,6 +204,7 @@ class Update:
         import torch
 
         parameters = role.parameters
+        self.processes.sum_gradients(parameters.values())
         if not self.checked:
             without = [place for place, parameter in parameters.items() if parameter.grad is None]
             if without:

@@ -18,6 +18,8 @@ from artifacts.errors import StageError
 from artifacts.fingerprint import file_digest
 from artifacts.syncing import sync_file, sync_folder, write_synced
 
+SHARDING = "sharding"
+"""Of a checkpoint whose weights are divided among processes: the file that says among which."""
 MARGIN = 1 << 20
 """Free bytes beyond the checkpoint's own: for the log and the metrics."""
 
@@ -27,14 +29,15 @@ def saving(work: Path) -> Path:
     return work / "saving"
 
 
-def newest_checkpoint(work: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is complete and intact; every newer one is passed over with a warning.
+def newest_checkpoint(work: Path, say: Callable[[str], None], sharding: str = "") -> Path | None:
+    """The newest checkpoint that is complete, intact and divided as `sharding` says; every newer one is passed over
+    with a warning.
 
     Clears away what an interrupted save left.
     """
     shutil.rmtree(saving(work), ignore_errors=True)
     for path in reversed(_numbered(work)):
-        if (problem := damage(path)) is None:
+        if (problem := damage(path) or _other_sharding(path, sharding)) is None:
             return path
         say(f"warning: {path.name} is passed over: {problem}")
     return None
@@ -53,6 +56,15 @@ def damage(checkpoint: Path) -> str | None:
         if file_digest(path) != sha:
             return f"the content of {name} has changed"
     return None
+
+
+def _other_sharding(checkpoint: Path, wanted: str) -> str | None:
+    """Why weights in these parts can't be gone on from, or None."""
+    file = checkpoint / SHARDING
+    got = file.read_text() if file.exists() else ""
+    if got == wanted:
+        return None
+    return f"its weights are {got or 'whole'}, and {wanted or 'whole'} ones are wanted"
 
 
 def publish(aside: Path, work: Path, keep: int) -> Path:

@@ -41,7 +41,7 @@ def train_feedback(
     read = seen(lengths, stage.batch_size, ctx.seed, stage.steps(len(rows)))
     train = with_reference(model, tokenizer, with_others(rows, ctx.seed), read, ctx)
     held_out = with_reference(model, tokenizer, with_others(tests, ctx.seed), set(range(len(tests))), ctx)
-    trainer = ids_only(FeedbackTrainer, lengths, ctx.seed)(
+    trainer = ids_only(FeedbackTrainer, lengths, stage, ctx)(
         model=model,
         args=arguments(TrainingArguments, stage, ctx, len(rows), len(tests), remove_unused_columns=False),
         data_collator=lambda batch: collated(batch, tokenizer.pad_token_id),
@@ -127,11 +127,11 @@ class FeedbackTrainer(OwnLoss):
             ratios = [
                 token_logps(self.model, batch["other"]).sum(dim=1) - batch["ref_other_logps"] for batch in prepared
             ]
-        return torch.cat(ratios).mean().clamp(min=0)
+        return self.mean_of(ratios).clamp(min=0)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> Any:
         batches, rows = super().get_batch_samples(epoch_iterator, num_batches, device)
-        z0 = self.reference_point(batches) if batches else None
+        z0 = self.reference_point(self.own_rows(batches)) if batches else None
         return [{**batch, "z0": z0} for batch in batches], rows
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

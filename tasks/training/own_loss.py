@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Batch = dict[str, Any]
+Noted = Mapping[str, list[float]]
+"""The sum of a figure's values, and how many they are, by name."""
 
 
 class OwnLoss(Trainer, ABC):
@@ -45,6 +47,20 @@ class OwnLoss(Trainer, ABC):
         }
         super().__init__(*args, **kwargs)
 
+    def totals(self, noted: Noted) -> Noted:
+        """Sums and counts of figures as the next point has them."""
+        return noted
+
+    def own_rows(self, batches: list[Batch]) -> list[Batch]:
+        """Those of a step's batches in which rows count."""
+        return batches
+
+    def mean_of(self, values: list[Tensor]) -> Tensor:
+        """The mean over all rows, (N_i,) each, as a scalar."""
+        import torch
+
+        return torch.cat(values).mean()
+
     def _trains(self) -> bool:
         assert self.model is not None
         return bool(self.model.training)
@@ -63,7 +79,7 @@ class OwnLoss(Trainer, ABC):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         noted = self._noted[self._trains()]
-        means = {name: total / count for name, (total, count) in noted.items() if count}
+        means = {name: total / count for name, (total, count) in self.totals(noted).items() if count}
         if {"rewards/chosen", "rewards/rejected"} <= means.keys():
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
         prefix = "" if self._trains() else "eval_"

@@ -34,7 +34,7 @@ def train_pairs(stage: Paired, ctx: Context, loss: PairLoss) -> dict[str, float]
     model, tokenizer = trainable(stage.policy, stage.lora, ctx)
     without_dropout(model)
     share_prompts(trunk_of(model))
-    trainer = ids_only(PairTrainer, lengths, ctx.seed)(
+    trainer = ids_only(PairTrainer, lengths, stage, ctx)(
         model=model,
         args=arguments(TrainingArguments, stage, ctx, len(rows), len(tests), remove_unused_columns=False),
         data_collator=lambda batch: side_by_side(batch, tokenizer.pad_token_id),

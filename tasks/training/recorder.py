@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 from artifacts.errors import InterruptedStage, NumberError
 from artifacts.jsonl import read_jsonl
 from tasks.context import Context
+from tasks.parallel.consolidating import local
 from tasks.settings import Training
-from tasks.training.checkpoints import publish, require_space
+from tasks.training.checkpoints import SHARDING, publish, require_space
 from tasks.training.rows import epoch_order, load_rows
 
 NAMES = {
@@ -69,6 +70,7 @@ class StepRecorder(TrainerCallback):
         self.last: dict[str, float] = {}
         self.before: dict[str, float] = {}
         self._since = (0, time.monotonic())
+        self.stops = False
 
     def renamed(self, name: str) -> str | None:
         """TRL's metric name in ours; None for what is not worth keeping."""
@@ -132,17 +134,20 @@ class StepRecorder(TrainerCallback):
         return {"loss": self.last.get("train/loss", float("nan"))}
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             raise NumberError("the gradient became infinite or no number")
-        if state.global_step == 0 and self.must_learn_at_once and not any(gradient.any() for gradient in gradients):
+        if state.global_step or not self.must_learn_at_once:
+            return
+        if not self.ctx.processes.any(any(bool(gradient.any()) for gradient in gradients)):
             raise NumberError("the gradient was exactly 0, so that nothing could be learned,")
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         shown = {**self.shown(), "tokens/s": self.last.get("train/tokens_per_second", float("nan"))}
         figures = {name: value for name, value in shown.items() if value == value}
         self.ctx.progress(state.global_step, state.max_steps, "steps", **figures)
-        if self.ctx.stop.asked and state.global_step % saveable(self.ctx, self.saves_at) == 0:
+        self.stops = self.ctx.processes.any(self.ctx.stop.asked)  # all of them, at the same step
+        if self.stops and state.global_step % saveable(self.ctx, self.saves_at) == 0:
             control.should_save = True
         if control.should_save:
             trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -150,9 +155,14 @@ class StepRecorder(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         aside = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        publish(aside, self.ctx.work, self.ctx.execution.keep_checkpoints)
-        if self.ctx.stop.asked and state.global_step < state.max_steps:
+        self.ctx.processes.done_by_the_first(lambda: self._publish(aside))
+        if self.stops and state.global_step < state.max_steps:
             raise InterruptedStage(f"ended as asked, after {aside.name}; run the same command again to go on")
+
+    def _publish(self, aside: Path) -> None:
+        if self.ctx.processes.sharding:
+            (aside / SHARDING).write_text(self.ctx.processes.sharding)
+        publish(aside, self.ctx.work, self.ctx.execution.keep_checkpoints)
 
 
 class Recorder(StepRecorder):

@@ -7,12 +7,14 @@ second time, and they report to a file, so that training needs no server.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from artifacts.errors import NumberError, StageError
 from tasks.context import Context
+from tasks.parallel.consolidating import make_whole
+from tasks.parallel.shares import Share
 from tasks.settings import Training
 from tasks.training.checkpoints import last_good, newest_checkpoint, saving
 from tasks.training.recorder import Recorder, StepRecorder, saveable
@@ -33,7 +35,7 @@ def arguments(config: Any, stage: Training, ctx: Context, rows: int, tests: int,
         more["max_length"] = None
     return config(
         **shared_arguments(stage, ctx, steps, micro), save_steps=save_interval(ctx),
-        weight_decay=stage.weight_decay, per_device_eval_batch_size=max(micro, 8),
+        weight_decay=stage.weight_decay, per_device_eval_batch_size=max(micro * ctx.processes.count, 8),
         eval_strategy="steps" if tests else "no", eval_steps=stage.eval_interval or steps, **more,
     )  # fmt: skip
 
@@ -64,12 +66,15 @@ class Schedule(Protocol):
 def shared_arguments(stage: Schedule, ctx: Context, steps: int, micro: int) -> dict[str, Any]:
     """What every TRL configuration gets: the schedule, where and when to log, and nothing done behind our back.
 
-    `micro` is the rows of one forward and backward pass.
+    `micro` is the rows of one forward and backward pass, of which each process makes one at a time.
     """
     cuda = ctx.device() == "cuda"
     return {
         "output_dir": str(saving(ctx.work)), "seed": ctx.seed, "data_seed": ctx.seed, "max_steps": steps,
-        "per_device_train_batch_size": micro, "gradient_accumulation_steps": stage.batch_size // micro,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": stage.batch_size // (micro * ctx.processes.count),
+        # Without it DDP lays out its sums anew after the first step, and a resumed run would add in another order.
+        "ddp_find_unused_parameters": True, "ddp_broadcast_buffers": False,
         "optim": OPTIMIZERS[stage.optimizer], "learning_rate": stage.learning_rate,
         "max_grad_norm": stage.max_grad_norm,
         "lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": stage.min_learning_rate},
@@ -90,23 +95,51 @@ class Checked:
             raise NumberError(f"the loss became {float(loss)}")
         return loss
 
+    def measure_first(self) -> None:
+        """On held-out rows, before the first step."""
+        self.evaluate()  # type: ignore[attr-defined]
 
-def ids_only(trainer: type, lengths: list[int], seed: int) -> type:
-    """A TRL trainer class that takes rows of ids as they are, in our order."""
+
+def ids_only(
+    trainer: type, lengths: list[int], stage: Training, ctx: Context, counts: Mapping[str, list[int]] | None = None
+) -> type:
+    """A trainer class, TRL's or one of ours, that takes rows of ids as they are, in our order.
+
+    `counts`: for TRL's figures that are means over tokens, by name, the tokens of each row; `loss` if the loss is one.
+    """
     score_labelled_positions_only()
+    sharing = shared(trainer, lengths, stage, ctx, counts or {})
 
-    class IdsOnly(Checked, trainer):  # type: ignore[misc,valid-type]  # the base is only known when it runs
+    class IdsOnly(*sharing, Checked, trainer):  # type: ignore[misc,valid-type]  # the base is only known when it runs
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 
         def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
             size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-            return EpochSampler(lengths, size, seed)
+            return EpochSampler(lengths, size, ctx.seed)
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """The cards that TRL writes into checkpoints hold paths of this machine."""
 
     return IdsOnly
+
+
+def shared(
+    trainer: type, lengths: list[int], stage: Training, ctx: Context, counts: Mapping[str, list[int]]
+) -> tuple[type, ...]:
+    """What a trainer must do besides as one of several processes; nothing for one alone."""
+    from tasks.parallel.sharing import SharedMeans, SharedSums
+    from tasks.training.own_loss import OwnLoss
+
+    processes = ctx.processes
+    if processes.count == 1:
+        return ()
+    share = Share(
+        lengths, stage.batch_size, stage.micro_batch(ctx.execution), ctx.seed, rank=processes.rank,
+        count=processes.count,
+    )  # fmt: skip
+    kind = SharedSums if issubclass(trainer, OwnLoss) else SharedMeans
+    return (type("ItsShare", (kind,), {"share": share, "processes": processes, "counts": counts}),)
 
 
 def score_labelled_positions_only() -> None:
@@ -127,7 +160,9 @@ def fit(
     """Train, from the newest complete checkpoint if there is one; gives the last value of each metric."""
     recorder = Recorder(ctx, stage, lengths)
     evaluates = evaluate_before and trainer.args.eval_strategy != "no"
-    train_on(trainer, recorder, ctx, trainer.evaluate if evaluates else None)
+    train_on(trainer, recorder, ctx, trainer.measure_first if evaluates else None)
+    make_whole(trainer.model, ctx.processes)
+    ctx.processes.leave_to_the_first()
     return recorder.headline()
 
 
@@ -140,7 +175,7 @@ def train_on(trainer: Any, recorder: StepRecorder, ctx: Context, before: Callabl
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(recorder)
-    checkpoint = newest_checkpoint(ctx.work, ctx.say)
+    checkpoint = ctx.processes.decided(lambda: newest_checkpoint(ctx.work, ctx.say, ctx.processes.sharding))
     if checkpoint is None:
         ctx.rewind(-1)
         if before is not None:

@@ -104,20 +104,49 @@ def test_two_processes_under_the_launcher_end_with_the_bytes_of_two_without(ran,
     assert out.count("trains 8,192 of") == 1, "more than one process speaks"
 
 
-def test_killed_amid_training_two_processes_go_on_to_the_same_bytes(ran, job_of):
-    often = {"save_interval": 1, "keep_checkpoints": 1}
-    undisturbed, job = ran("sft", 2, **often), job_of("sft", processes=2, **often)
-    first = Members(job, before=partial(dying, signal.SIGKILL, 4))
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("sft", "ddp"), ("sft", "fsdp"), ("reward", "ddp"), ("dpo", "ddp"), ("kto", "ddp"), ("orpo", "ddp")],
+)
+def test_killed_amid_training_two_processes_go_on_to_the_same_bytes(ran, job_of, name, mode):
+    often = {"save_interval": 1, "keep_checkpoints": 1, "mode": mode}
+    undisturbed, job = ran(name, 2, **often), job_of(name, processes=2, **often)
+    first = Members(job, before=partial(dying, signal.SIGKILL, 3))
     assert -signal.SIGKILL in first.end()
-    assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-3"]
-    asked = Members(job, before=partial(dying, signal.SIGTERM, 6))
+    assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-2"]
+    asked = Members(job, before=partial(dying, signal.SIGTERM, 4))
     assert asked.end() == [130, 130]
-    assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-6"]
+    assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-4"]
     assert run_here(job) == [0, 0], (job.draft / "log.txt").read_text()
     said = (job.draft / "log.txt").read_text()
-    assert "going on from checkpoint-3, after 3 of 10 steps" in said and "going on from checkpoint-6" in said
+    assert "going on from checkpoint-2, after 2 of " in said and "going on from checkpoint-4" in said
     left, wanted = left_in(job.draft), left_in(undisturbed.draft)
     assert (left.digests, left.points, left.figures) == (wanted.digests, wanted.points, wanted.figures)
+
+
+def test_killed_between_rollouts_two_processes_go_on_to_the_same_policy(ran, job_of):
+    often = {"save_interval": 1, "keep_checkpoints": 1}
+    undisturbed, job = ran("ppo", 2, **often), job_of("ppo", processes=2, **often)
+    assert -signal.SIGKILL in Members(job, before=partial(dying_before_rollout, 2)).end()
+    assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert run_here(job) == [0, 0], (job.draft / "log.txt").read_text()
+    assert "going on " in (job.draft / "log.txt").read_text()
+    left, wanted = left_in(job.draft), left_in(undisturbed.draft)
+    assert (left.digests, left.points, left.figures) == (wanted.digests, wanted.points, wanted.figures)
+
+
+def dying_before_rollout(at: int, rank: int) -> None:
+    """In the second process alone."""
+    from tasks.rl.loop import Loop
+
+    real = Loop._rollout
+
+    def rollout(self: Loop, number: int) -> dict[str, float]:
+        if number == at and rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, number)
+
+    Loop._rollout = rollout  # type: ignore[method-assign]
 
 
 def dying(number: int, step: int, rank: int) -> None:

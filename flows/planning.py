@@ -19,6 +19,7 @@ from pipelines.problems import did_you_mean
 from pipelines.reasons import Verdict, verdicts
 from pipelines.recipe import load_recipe
 from pipelines.sweep import MOST_BRANCHES, Sweep
+from tasks.lora import LoRA
 from tasks.memory.devices import Device, device_here, named_device
 from tasks.memory.fitting import largest_micro_batch
 from tasks.memory.lengths import Lengths
@@ -65,8 +66,8 @@ def show_plan(wanted: Wanted, shown: Shown) -> int:
     if shown.why is not None:
         return _why(plan, found, shown.why)
     device = device or device_here(plan.recipe.execution.device)
-    bounds, paces = _bounds(plan, device), Paces(store)
-    stages = [_line(plan, label, verdict, device, bounds, paces) for label, verdict in found.items()]
+    ahead, paces = _ahead(plan, device), Paces(store)
+    stages = [_line(plan, label, verdict, device, ahead, paces) for label, verdict in found.items()]
     if shown.as_json:
         place = {"name": device.name, "kind": device.kind, "bytes": device.bytes}
         print(json.dumps({"recipe": str(wanted.recipe), "device": place, "stages": stages}))
@@ -79,20 +80,22 @@ def show_plan(wanted: Wanted, shown: Shown) -> int:
     return 0
 
 
-def _bounds(plan: Plan, device: Device) -> dict[str, Lengths]:
-    """What can be said of the rows that each stage makes before it has."""
+def _ahead(plan: Plan, device: Device) -> Terms:
+    """What can be said of the rows and adapters that each stage makes before it has."""
     bounds: dict[str, Lengths] = {}
+    adapters: dict[str, LoRA] = {}
+    terms = Terms(plan.recipe.execution, device.kind, bounds, adapters=adapters)
     for planned in plan.stages:
-        if (bound := planned.stage.row_bound(Terms(plan.recipe.execution, device.kind, bounds))) is not None:
+        if (bound := planned.stage.row_bound(terms)) is not None:
             bounds[planned.key] = bound
-    return bounds
+        if (settings := planned.stage.adapter_settings(terms)) is not None:
+            adapters[planned.key] = settings
+    return terms
 
 
-def _line(
-    plan: Plan, label: str, verdict: Verdict, device: Device, bounds: Mapping[str, Lengths], paces: Paces
-) -> dict[str, Any]:
+def _line(plan: Plan, label: str, verdict: Verdict, device: Device, ahead: Terms, paces: Paces) -> dict[str, Any]:
     planned, execution = plan[label], plan.recipe.execution
-    terms = Terms(execution, device.kind, bounds, derive_seed(planned.seed, planned.uses))
+    terms = ahead._replace(seed=derive_seed(planned.seed, planned.uses))
     estimate = planned.stage.estimate(terms)
     needed = estimate.memory.total if estimate.memory else None
     return {

@@ -55,8 +55,8 @@ class BestOfN(Sampling):
 
     def memory(self, terms: Terms) -> Memory | None:
         shape, how = ModelShape.of(self.policy), self.sampled(SAMPLING_BATCH, terms)
-        judge, adapter = self.judge(), isinstance(self.policy, Adapter)
-        adapted = Adapted.of(shape, self.policy) if shape and isinstance(self.policy, Adapter) else None
+        judge, adapter = self.judge(terms), isinstance(self.policy, Adapter)
+        adapted = Adapted.of(shape, self.policy, terms.adapters) if shape and isinstance(self.policy, Adapter) else None
         if shape is None or how is None or (self.reward and not judge) or (adapter and not adapted):
             return None
         return sample(shape, adapted, terms.kind, how, judge)

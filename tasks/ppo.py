@@ -36,6 +36,7 @@ from tasks.memory.rows import Case
 from tasks.parallel.settings import WHOLE, mode_problem
 from tasks.rl.online import Online
 from tasks.rl.renamed import RENAMED
+from tasks.shape import ModelShape
 from tasks.stage import Terms
 
 
@@ -138,10 +139,16 @@ class PPO(Online):
     def episodes(self, rows: int) -> int:
         return self.rollouts(rows) * self.batch_size
 
+    def trained(self, shape: ModelShape, terms: Terms = Terms()) -> int | None:  # noqa: B008  (immutable)
+        """Of the policy; of its adapters only what is in the top layers."""
+        if self.top_layers is None or (adapted := self.adapted(shape, terms)) is None:
+            return super().trained(shape, terms)
+        return adapted.top(self.top_layers).matrices(shape)
+
     def memory_of(self, case: Case, terms: Terms) -> Memory | None:
         how = self.sampled(min(self.sampling_batch_size, self.batch_size), terms)
         case = replace(case, micro=min(case.micro, self.widest_pass()))
-        return None if how is None else ppo(case, self.judge(shares=True), how, self.top_layers)
+        return None if how is None else ppo(case, self.judge(terms, shares=True), how, self.top_layers)
 
     def holes(self, case: Case) -> float:
         return ROLLOUT

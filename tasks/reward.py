@@ -25,6 +25,7 @@ from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
 from tasks.parallel.settings import SHARDED, WHOLE, Modes
 from tasks.shape import ModelShape
+from tasks.stage import Terms
 from tasks.statistics import wins
 from tasks.tuning import OnBase
 
@@ -44,9 +45,9 @@ class Reward(OnBase):
     def dataset(self) -> Dataset:
         return self.data
 
-    def trained(self, shape: ModelShape) -> int | None:
+    def trained(self, shape: ModelShape, terms: Terms = Terms()) -> int | None:  # noqa: B008  (immutable)
         """The adapter, fresh or taken over, or all weights; and the head."""
-        counted = super().trained(shape)
+        counted = super().trained(shape, terms)
         return None if counted is None else counted + shape.hidden
 
     def memory_of(self, case: Case) -> Memory:

@@ -124,11 +124,16 @@ class Training(Optimizing):
         weights = 8 if whole else 4  # embeddings that are the head go out twice
         return weights * trained + 3 * (weights + self.moment_bytes()) * trained + (64 << 20)  # the output; checkpoints
 
-    def trained(self, shape: ModelShape) -> int | None:
-        """How many parameters receive gradients; None while the adapter to start from does not exist."""
+    def adapter_settings(self, terms: Terms) -> LoRA | None:
+        start = self.start()
+        return terms.adapters.get(start.key) if isinstance(start, Adapter) else self.lora_settings()
+
+    def trained(self, shape: ModelShape, terms: Terms = Terms()) -> int | None:  # noqa: B008  (immutable)
+        """How many parameters receive gradients; None while nothing is known of the adapter to start from."""
         start = self.start()
         if isinstance(start, Adapter):
-            return shape.adapter_parameters(start)
+            adapted = Adapted.of(shape, start, terms.adapters)
+            return None if adapted is None else adapted.parameters
         lora = self.lora_settings()
         return shape.parameters if lora is None else lora.parameters(shape)
 
@@ -138,7 +143,7 @@ class Training(Optimizing):
         rows = self.dataset().train_rows()
         steps = None if rows is None else self.steps(rows)
         tokens, is_bound = self._tokens(lengths, terms.seed), lengths is not None and lengths.is_bound
-        trained = None if shape is None else self.trained(shape)
+        trained = None if shape is None else self.trained(shape, terms)
         if shape is None or trained is None:
             return Estimate(shape.parameters if shape else None, None, steps, None, tokens, is_bound)
         added = 0 if trained == shape.parameters else trained
@@ -150,7 +155,7 @@ class Training(Optimizing):
         if shape is None or lengths is None:
             return None
         start, lora = self.start(), self.lora_settings()
-        adapted = Adapted.start(shape, start, lora)
+        adapted = Adapted.start(shape, start, lora, terms.adapters)
         if adapted is None and (isinstance(start, Adapter) or lora is not None):
             return None
         case = Case(

@@ -9,11 +9,11 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from artifacts.kinds import Adapter, Model, base_of
+from artifacts.kinds import Adapter, Model, Quantized, base_of
 
 Linear = tuple[str, int, int]
 """Module name, inputs, outputs."""
@@ -45,11 +45,16 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: Model) -> Self | None:
-        """The shape of a model's base, or None before it exists or for an unknown architecture."""
+        """The shape of a model's base, or None before it exists or for an unknown architecture.
+
+        One in 4 bits that has not been made yet has the shape of what it will be made of.
+        """
+        base = base_of(model)
         try:
-            config = json.loads((base_of(model).path / "config.json").read_text())
+            config = json.loads((base.path / "config.json").read_text())
         except (OSError, ValueError):  # not made yet, or damaged and to be made again
-            return None
+            original = cls.of(base.original) if isinstance(base, Quantized) else None
+            return None if original is None else replace(original, bytes_each=4, in_4_bits=True)
         return cls.from_config(config)
 
     @classmethod

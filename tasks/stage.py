@@ -16,6 +16,7 @@ from artifacts.code import code_digest
 from artifacts.fingerprint import FileDigests
 from artifacts.kinds import Artifact
 from tasks.context import Context, Execution
+from tasks.lora import LoRA
 from tasks.memory.lengths import Lengths
 from tasks.memory.parts import Kind, Memory
 
@@ -49,6 +50,8 @@ class Terms(NamedTuple):
     """Of data that has not been made yet, by its key."""
     seed: int = 0
     """What the stage would be given."""
+    adapters: Mapping[str, LoRA] = {}
+    """With what settings adapters will be made that are not there yet, by their keys."""
 
 
 class Stage(BaseModel):
@@ -132,6 +135,10 @@ class Stage(BaseModel):
 
     def memory(self, terms: Terms) -> Memory | None:
         """What it has in memory at its fullest moment, by part; None where that is not known."""
+        return None
+
+    def adapter_settings(self, terms: Terms) -> LoRA | None:
+        """Those of the adapter that it makes, as far as they are known before it runs; None if it makes none."""
         return None
 
     def row_bound(self, terms: Terms) -> Lengths | None:

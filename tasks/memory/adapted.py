@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from artifacts.kinds import Adapter, Model, RewardModel
 from tasks.lora import LoRA
 from tasks.shape import ModelShape, adapted, layer_number, named, tensor_elements
+
+NONE: Mapping[str, LoRA] = {}
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Adapted:
     dropout: bool = False
     head: bool = False
     """Whether the head trains too."""
+    dora: bool = False
 
     @classmethod
     def fresh(cls, shape: ModelShape, lora: LoRA) -> Adapted | None:
@@ -33,27 +36,33 @@ class Adapted:
         names = [name for name, _, _ in shape.linears]
         full = (f"{shape.prefix}.{layer}.{name}" for layer in range(first, shape.layers) for name in names)
         found = _by_layer(shape, (name for name in full if adapted(name, lora.target_modules)))
-        return cls(found, lora.rank, parameters, lora.dropout > 0, trains_head(shape, lora.modules_to_save))
+        return cls(found, lora.rank, parameters, lora.dropout > 0, trains_head(shape, lora.modules_to_save), lora.dora)
 
     @classmethod
-    def of(cls, shape: ModelShape, made: Adapter | RewardModel) -> Adapted | None:
-        """What is in an adapter's files; None before they are there, or where they are no adapter's."""
+    def of(cls, shape: ModelShape, made: Adapter | RewardModel, planned: Mapping[str, LoRA] = NONE) -> Adapted | None:
+        """What is in an adapter's files; before they are there, what the settings `planned` for its key will make.
+
+        None where there is neither.
+        """
         try:
             config = json.loads((made.path / "adapter_config.json").read_text())
             names = tensor_elements(made.path / "adapter_model.safetensors")
         except (OSError, ValueError):
-            return None
+            return cls.fresh(shape, planned[made.key]) if made.key in planned else None
         parameters = shape.adapter_parameters(Adapter(key=made.key, path=made.path, base=made.base))
         matrices = (name.partition(".lora_A")[0] for name in names if ".lora_A" in name)
         modules = (name.removeprefix("base_model.model.") for name in matrices)
         head = trains_head(shape, config["modules_to_save"] or [])
-        return cls(_by_layer(shape, modules), int(config["r"]), parameters or 0, head=head)
+        dora = any("lora_magnitude" in name for name in names)
+        return cls(_by_layer(shape, modules), int(config["r"]), parameters or 0, head=head, dora=dora)
 
     @classmethod
-    def start(cls, shape: ModelShape, start: Model, lora: LoRA | None) -> Adapted | None:
+    def start(
+        cls, shape: ModelShape, start: Model, lora: LoRA | None, planned: Mapping[str, LoRA] = NONE
+    ) -> Adapted | None:
         """Of a stage that starts from an adapter, or makes a fresh one; None for neither, and for what is not known."""
         if isinstance(start, Adapter):
-            return cls.of(shape, start)
+            return cls.of(shape, start, planned)
         return None if lora is None else cls.fresh(shape, lora)
 
     def top(self, count: int | None) -> Adapted:
@@ -62,9 +71,9 @@ class Adapted:
         return replace(self, layers=(frozenset[str](),) * below + self.layers[below:])
 
     def matrices(self, shape: ModelShape) -> int:
-        """Parameters of the adapters in `layers`: r (inputs + outputs) each."""
-        sizes = {name: inputs + outputs for name, inputs, outputs in shape.linears}
-        return self.rank * sum(sizes[name] for names in self.layers for name in names)
+        """Parameters of the adapters in `layers`: r (inputs + outputs) each, of DoRA and an output's length."""
+        sizes = {name: self.rank * (inputs + outputs) + outputs * self.dora for name, inputs, outputs in shape.linears}
+        return sum(sizes[name] for names in self.layers for name in names)
 
     def covered(self, shape: ModelShape) -> int:
         """Weights under the adapters."""

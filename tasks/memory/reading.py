@@ -23,16 +23,17 @@ def evaluate(
     """Moments compared:
 
     writing    the policy, the cache, prompts in flight, a copy of the weights under an adapter
-    reading    the policy (and `reference` bytes of another one), half as many rows in flight, logits of 512
-                   positions
+    reading    the policy (and `reference` bytes of another one), half as many rows in flight, logits of up
+                   to 512 positions
     scoring    the reward model alone: the policy has gone
     """
     libraries = Memory(libraries=LIBRARIES[kind])
     policy = replace(libraries, weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0)
     half = max(1, how.rows // 2)
+    positions = half * max(longest_row, how.tokens)
     reading = replace(
-        policy, reference=reference or 0, activations=half * max(longest_row, how.tokens) * passing(shape),
-        logits=logits.own(shape, logits.CHUNK, reads=True),
+        policy, reference=reference or 0, activations=positions * passing(shape),
+        logits=logits.own(shape, positions, reads=True),
     )  # fmt: skip
     moments = [added(policy, writing(shape, adapted, how, merges=True)), reading]
     if judge is not None:

@@ -115,7 +115,9 @@ class Groups(Online):
             return None
         reference = 4 * case.shape.parameters if case.adapted is None else 4 * case.adapted.parameters
         switched_off = self.lora is not None or self.kl_coef == 0
-        return groups(case, self.judge(), how, reference=0 if switched_off else reference, validates=self.eval_rows > 0)
+        return groups(
+            case, self.judge(terms), how, reference=0 if switched_off else reference, validates=self.eval_rows > 0
+        )
 
     def widest_pass(self) -> int:
         return self.batch_size

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from artifacts.kinds import Adapter
-from tasks.lora import whole_modules_problem
+from tasks.lora import LoRA, whole_modules_problem
 from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
 from tasks.memory.parts import Memory
@@ -52,11 +52,18 @@ class Online(FromPolicy, Sampling, Optimizing):
         checkpoints = 3 * 2 * (6 + self.moment_bytes()) * trained  # policy, value, their moments
         return 4 * trained + checkpoints + (64 << 20)
 
-    def trained(self, shape: ModelShape) -> int | None:
-        """How many of the policy's parameters receive gradients; None while its adapter does not exist."""
-        if isinstance(self.policy, Adapter):
-            return shape.adapter_parameters(self.policy)
-        return shape.parameters if self.lora is None else self.lora.parameters(shape)
+    def adapter_settings(self, terms: Terms) -> LoRA | None:
+        return terms.adapters.get(self.policy.key) if isinstance(self.policy, Adapter) else self.lora
+
+    def adapted(self, shape: ModelShape, terms: Terms) -> Adapted | None:
+        """The policy's adapter, there, planned or fresh; None for all weights, and where nothing is known of it."""
+        return Adapted.start(shape, self.policy, self.lora, terms.adapters)
+
+    def trained(self, shape: ModelShape, terms: Terms = Terms()) -> int | None:  # noqa: B008  (immutable)
+        """How many of the policy's parameters receive gradients; None while nothing is known of its adapter."""
+        if (adapted := self.adapted(shape, terms)) is not None:
+            return adapted.parameters
+        return None if isinstance(self.policy, Adapter) or self.lora is not None else shape.parameters
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many prompts."""
@@ -69,10 +76,11 @@ class Online(FromPolicy, Sampling, Optimizing):
         """
         shape, rows = ModelShape.of(self.policy), self.data.train_rows()
         steps, tokens = None if rows is None else self.steps(rows), self._tokens(terms)
-        trained = None if shape is None else self.trained(shape)
+        trained = None if shape is None else self.trained(shape, terms)
         if shape is None or trained is None:
             return Estimate(shape.parameters if shape else None, None, steps, None, tokens, True)
-        added = 0 if trained == shape.parameters else self.models_trained * trained
+        adapted = self.adapted(shape, terms)
+        added = 0 if adapted is None else self.models_trained * adapted.parameters
         return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, True)
 
     def _tokens(self, terms: Terms) -> int | None:
@@ -87,9 +95,9 @@ class Online(FromPolicy, Sampling, Optimizing):
     def memory(self, terms: Terms) -> Memory | None:
         """By the formula of this method, as far as base, adapter and reward model are there."""
         shape, lengths = ModelShape.of(self.policy), Lengths.of(self.data, terms.bounds)
-        if shape is None or lengths is None or (self.reward is not None and self.judge() is None):
+        if shape is None or lengths is None or (self.reward is not None and self.judge(terms) is None):
             return None
-        adapted = Adapted.start(shape, self.policy, self.lora)
+        adapted = self.adapted(shape, terms)
         if adapted is None and (isinstance(self.policy, Adapter) or self.lora is not None):
             return None
         case = Case(

@@ -94,9 +94,9 @@ class Sampling(Stage):
             named[name] = {"weight": self.programs[located], **source}
         return {"programs": named} if named else {}
 
-    def judge(self, *, shares: bool = False) -> Judge | None:
-        """The reward model's size, with a base of its own or the policy's; None without one, or before it is there."""
-        return None if self.reward is None else judge_of(self.reward, self.policy if shares else None)
+    def judge(self, terms: Terms, *, shares: bool = False) -> Judge | None:
+        """The reward model's size, with a base of its own or the policy's; None without one, or if it is not known."""
+        return None if self.reward is None else judge_of(self.reward, terms, self.policy if shares else None)
 
     def sampled(self, rows: int, terms: Terms) -> Sampled | None:
         """Completions of `rows` prompts at a time; None where the prompts' lengths are not known."""
@@ -119,13 +119,14 @@ class Sampling(Stage):
                 )
 
 
-def judge_of(reward: RewardModel, policy: Model | None = None) -> Judge | None:
-    """What a reward model has in memory, beside `policy` if that can share its base; None before it is there."""
+def judge_of(reward: RewardModel, terms: Terms, policy: Model | None = None) -> Judge | None:
+    """What a reward model has in memory, beside `policy` if that can share its base; None if it is not known yet."""
     shape = ModelShape.of(reward.base)
-    if shape is None or not (reward.path / "head.safetensors").exists():
+    there = (reward.path / "head.safetensors").exists()
+    if shape is None or not (there or reward.key in terms.adapters):
         return None
     shares = policy is not None and isinstance(policy, Adapter) and base_of(policy).key == reward.base.key
-    adapted = Adapted.of(shape, reward)
+    adapted = Adapted.of(shape, reward, terms.adapters)
     return Judge(shape, adapted, shares=shares and adapted is not None)
 
 

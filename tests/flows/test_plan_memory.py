@@ -26,7 +26,14 @@ Planned = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def recipe(write_recipe: WriteRecipe) -> Path:
-    return write_recipe(chain())
+    """The chain with two PPOs, and an SFT in 4 bits."""
+    recipe = chain()
+    recipe["stages"]["pairs"]["test_size"] = 0.3
+    recipe["stages"]["ppo"] = {"uses": "ppo", "policy": "sft", "data": "pairs", "reward": "reward"}
+    recipe["stages"]["top"] = {**recipe["stages"]["ppo"], "top_layers": 1}
+    recipe["stages"]["base4"] = {"uses": "quantize", "base": "base"}
+    recipe["stages"]["sft4"] = {**recipe["stages"]["sft"], "base": "base4"}
+    return write_recipe(recipe)
 
 
 @pytest.fixture
@@ -68,6 +75,30 @@ def test_pairs_count_their_prompt_twice_as_training_does(planned: Planned, home:
     make_all(home, recipe, "base", "rows", "pairs", "sft", "dpo")
     made = next(manifest for manifest in Store(home).all() if manifest.uses == "dpo")
     assert planned()["dpo"]["tokens"] == made.metrics["cost/tokens"]
+
+
+def test_what_will_start_from_an_adapter_is_known_before_that_is_there(
+    planned: Planned, home: Path, recipe: Path
+) -> None:
+    """From the settings of the stage that makes it: parameters and memory, here and on a reward model."""
+    ppo = ("ppo.kl_coef=0.1",)
+    make_all(home, recipe, "base", "rows", "pairs")
+    before = planned(*ppo)
+    make_all(home, recipe, "sft", "reward")
+    after = planned(*ppo)
+    for label in ("dpo", "ppo", "top"):
+        for field in ("parameters", "trainable", "memory"):
+            assert before[label][field] == after[label][field] is not None, (label, field)
+    assert after["top"]["trainable"] * 2 == after["ppo"]["trainable"]  # one of two layers
+    assert after["top"]["parameters"] == after["ppo"]["parameters"]
+
+
+def test_a_base_in_4_bits_has_its_shape_before_it_is_made(planned: Planned, home: Path, recipe: Path) -> None:
+    make_all(home, recipe, "base")
+    before = planned()["sft4"]
+    make_all(home, recipe, "base4")
+    assert before["memory"] == planned()["sft4"]["memory"] is not None
+    assert before["memory"]["weights"] < planned()["sft"]["memory"]["weights"]
 
 
 def test_memory_is_by_part_and_adds_up(planned: Planned, home: Path, recipe: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from flows.tables import text_table
 
 GIB = 2**30
+SHOWN = GIB // 200
+"""Less would be 0.00."""
 
 
 def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -28,16 +30,16 @@ def memory_table(stages: Sequence[Mapping[str, Any]]) -> str:
     known = [stage for stage in stages if stage["memory"]]
     if not known:
         return "nothing is known of memory yet: it follows from the base, which has not been made"
-    parts = [name for name in known[0]["memory"] if any(stage["memory"][name] for stage in known)]
+    parts = [name for name in known[0]["memory"] if any(stage["memory"][name] >= SHOWN for stage in known)]
     rows = [
         [
             stage["name"], _tokens(stage), f"{stage['disk_bytes'] / GIB:.2f}", _time(stage["seconds_estimate"]),
-            *(f"{stage['memory'][part] / GIB:.2f}" if stage["memory"][part] else "" for part in parts),
+            *(f"{stage['memory'][part] / GIB:.2f}" if stage["memory"][part] >= SHOWN else "" for part in parts),
         ]
         for stage in known
     ]  # fmt: skip
     headings = ["stage", "tokens", "disk", "time", *(SHORT.get(part, part) for part in parts)]
-    return text_table(headings, rows, headings[1:])
+    return text_table(headings, rows, headings[1:], width=160)
 
 
 SHORT = {

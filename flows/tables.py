@@ -13,15 +13,17 @@ from rich.table import Table
 WIDTH = 118
 
 
-def render(table: Table) -> str:
+def render(table: Table, width: int = WIDTH) -> str:
     """A rich table as plain text of a bounded width."""
-    console = Console(file=StringIO(), width=WIDTH, color_system=None)
+    console = Console(file=StringIO(), width=width, color_system=None)
     console.print(table)
     assert isinstance(console.file, StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
+def text_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = (), width: int = WIDTH
+) -> str:
     """Rows under headings; the columns `numbers` stand to the right, and others are folded before they are."""
     table = Table(box=None, pad_edge=False, header_style="none")
     for heading in headings:
@@ -29,7 +31,7 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: 
         table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*row)
-    return render(table)
+    return render(table, width)
 
 
 def run_tables(record: Any, *, paths: bool) -> str:

@@ -127,18 +127,20 @@ def ids_only(
 def shared(
     trainer: type, lengths: list[int], stage: Training, ctx: Context, counts: Mapping[str, list[int]]
 ) -> tuple[type, ...]:
-    """What a trainer must do besides as one of several processes; nothing for one alone."""
+    """What a trainer must do besides as one of several processes; for one alone mostly nothing.
+
+    The trainer averages the micro-batches of a step as if all had as many rows, which is wrong for TRL's means in an
+    epoch's short last batch.
+    """
     from tasks.parallel.sharing import SharedMeans, SharedSums
     from tasks.training.own_loss import OwnLoss
 
-    processes = ctx.processes
-    if processes.count == 1:
+    processes, micro, ours = ctx.processes, stage.micro_batch(ctx.execution), issubclass(trainer, OwnLoss)
+    uneven = micro < stage.batch_size and len(lengths) % stage.batch_size and not stage.keyed_micro_batch(ctx.execution)
+    if processes.count == 1 and (ours or not uneven):
         return ()
-    share = Share(
-        lengths, stage.batch_size, stage.micro_batch(ctx.execution), ctx.seed, rank=processes.rank,
-        count=processes.count,
-    )  # fmt: skip
-    kind = SharedSums if issubclass(trainer, OwnLoss) else SharedMeans
+    share = Share(lengths, stage.batch_size, micro, ctx.seed, rank=processes.rank, count=processes.count)
+    kind = SharedSums if ours else SharedMeans
     return (type("ItsShare", (kind,), {"share": share, "processes": processes, "counts": counts}),)
 
 

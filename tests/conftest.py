@@ -22,6 +22,7 @@ DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("o
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads these marks in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes that share the tests, each takes whole files, and one all that build on the same run."""
     for item in items:

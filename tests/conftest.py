@@ -22,12 +22,23 @@ DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("o
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads these marks in its own hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes that share the tests, each takes whole files, and one all that build on the same run."""
-    for item in items:
-        shares_a_run = "first" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("first" if shares_a_run else str(item.path)))
+SHARE_A_RUN = {f"tests/e2e/test_{name}.py" for name in ("promoting", "services", "sweeps", "tiny", "two_at_once")}
+"""Files whose tests build on the same finished run."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes that share the tests, each takes whole files, and one all that build on the same run.
+
+    (xdist's own grouping by marks does nothing, without a word, where pytest is 9.2 or newer.)
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "those that share a run" if file in SHARE_A_RUN else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture

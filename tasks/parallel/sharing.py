@@ -79,6 +79,9 @@ class Shared:
         return self.share.weights(self.state.global_step, self.counts.get(name))
 
 
+# Below, too, `super()` is the trainer, which comes after us and which mypy can't see: hence each `ignore[misc]`.
+
+
 class SharedMeans(Shared):
     """For TRL's trainers: of each pass they give means over its own rows, or tokens, and note figures as such."""
 

@@ -22,7 +22,9 @@ DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("o
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
 
-SHARE_A_RUN = {f"tests/e2e/test_{name}.py" for name in ("promoting", "services", "sweeps", "tiny", "two_at_once")}
+SHARE_A_RUN = {
+    f"tests/e2e/test_{name}.py" for name in ("mlflow_fails", "promoting", "services", "sweeps", "tiny", "two_at_once")
+}
 """Files whose tests build on the same finished run."""
 
 

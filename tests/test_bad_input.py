@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from flows.cli import main
 from tests.conftest import chain
+from tests.e2e.conftest import Shop
 
 WriteRecipe = Callable[..., Path]
 
@@ -119,13 +119,13 @@ def test_a_verb_that_does_not_exist_ends_with_the_same_status(capsys: pytest.Cap
 
 
 def test_what_only_the_base_can_tell_ends_a_first_run_before_it_trains(
-    home: Path, write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]
+    write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     """Before there is a base, no plan knows its modules; once there is, nothing is trained first."""
-    path = write_recipe(altered("reward", lora={"target_modules": ["nope"]}))
-    assert main(["run", str(path), "--offline-tracking", "--quiet", "--json"]) == 2
-    out, err = capsys.readouterr()
-    assert "error: reward: lora.target_modules: 'nope' matches no linear module" in err and "Traceback" not in err
-    statuses = {stage["name"]: stage["status"] for stage in json.loads(out)["stages"]}
+    path, shop = write_recipe(altered("reward", lora={"target_modules": ["nope"]})), Shop(tmp_path)
+    answer = shop.align("run", str(path), "--offline-tracking", "--quiet", "--json")
+    assert answer.status == 2
+    assert "error: reward: lora.target_modules: 'nope' matches no linear module" in answer.err
+    statuses = answer.statuses
     assert statuses["base"] == "ran" and statuses["reward"] == "failed" and statuses["sft"] == "skipped"
-    assert not list((home / "store").glob("sft-*"))
+    assert not list((shop.home / "store").glob("sft-*"))

@@ -89,7 +89,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 @pytest.fixture(scope="session")
 def first(shop: Shop, prefect: Prefect, request: pytest.FixtureRequest) -> Answer:
     """The first run of the tiny recipe, without any server; every later command has one, and doesn't wait for it."""
-    asking = {Path(item.path).relative_to(ROOT).as_posix() for item in request.session.items if _builds_on_it(item)}
+    asking = {item.path.relative_to(ROOT).as_posix() for item in request.session.items if _builds_on_it(item)}
     assert asking <= SHARE_A_RUN, "in tests/conftest.py these are to be among those that one process takes"
     answer = shop.align("run", "pipelines/tiny.yaml", "--json", PREFECT_API_URL="")
     assert answer.status == 0, answer.err
@@ -97,7 +97,7 @@ def first(shop: Shop, prefect: Prefect, request: pytest.FixtureRequest) -> Answe
 
 
 def _builds_on_it(item: pytest.Item) -> bool:
-    return "first" in getattr(item, "fixturenames", ())
+    return item.path.parent == Path(__file__).parent and "first" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,8 @@ def mlflow_stopped(shop: Shop, outcome: Outcome) -> None:
 
 def prefect_stopped(shop: Shop, outcome: Outcome) -> None:
     """While the stage trains, for good: the run ends well, and `align sync` tells the server when it is back."""
-    server = Prefect({**os.environ, "PREFECT_HOME": str(shop.folder / "prefect")})
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    server = Prefect({**own, "PREFECT_HOME": str(shop.folder / "prefect")})
     server.start()
     try:
         shop.environment |= {"PREFECT_API_URL": server.api, "PREFECT_CLIENT_MAX_RETRIES": "1"}  # it waits less long

@@ -88,7 +88,7 @@ def test_kto_takes_no_reference_point_below_0(kitchen, sft, feedback, monkeypatc
 
     def loss(ratios, desirable, z0, **settings):
         seen.append((float(ratios.mean()), float(z0)))
-        return ratios  # whose descent makes every completion less likely
+        return ratios + 1.0  # whose descent makes every completion less likely
 
     monkeypatch.setattr(kto, "loss", loss)
     kitchen.make(

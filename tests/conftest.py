@@ -22,27 +22,6 @@ DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("o
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
 
-SHARE_A_RUN = {
-    f"tests/e2e/test_{name}.py" for name in ("mlflow_fails", "promoting", "services", "sweeps", "tiny", "two_at_once")
-}
-"""Files whose tests build on the same finished run."""
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes that share the tests, each takes whole files, and one all that build on the same run.
-
-    (xdist's own grouping by marks does nothing, without a word, where pytest is 9.2 or newer.)
-    """
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByFile(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "those that share a run" if file in SHARE_A_RUN else file
-
-    return ByFile(config, log)
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An `$ALIGN_HOME` of this test's own; nothing is in it, not even the folder."""

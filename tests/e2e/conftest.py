@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SHARE_A_RUN
 from tests.e2e.prefect_server import Prefect
 
 ROOT = Path(__file__).parents[2]
@@ -87,17 +86,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 
 @pytest.fixture(scope="session")
-def first(shop: Shop, prefect: Prefect, request: pytest.FixtureRequest) -> Answer:
+def first(shop: Shop, prefect: Prefect) -> Answer:
     """The first run of the tiny recipe, without any server; every later command has one, and doesn't wait for it."""
-    asking = {item.path.relative_to(ROOT).as_posix() for item in request.session.items if _builds_on_it(item)}
-    assert asking <= SHARE_A_RUN, "in tests/conftest.py these are to be among those that one process takes"
     answer = shop.align("run", "pipelines/tiny.yaml", "--json", PREFECT_API_URL="")
     assert answer.status == 0, answer.err
     return answer
-
-
-def _builds_on_it(item: pytest.Item) -> bool:
-    return item.path.parent == Path(__file__).parent and "first" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(u
     ends: list[int] = []
     while len(ends) < 2 or -signal.SIGKILL not in ends:  # a busy machine may have slowed the undisturbed run alone
         assert len(ends) < 10
-        ends.append(attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * 0.9 ** len(ends) * seconds))
+        ends.append(attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * 0.6 ** len(ends) * seconds))
     begun, before = disturbed.stage().begun(disturbed.draft / "work"), (disturbed.draft / "log.txt").read_text()
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -18,9 +17,8 @@ from flows.oom import KernelWitness
 from flows.watch import Watcher
 from tasks.context import EVENT
 from tasks.job import Job
-from tasks.parallel.launching import member_ids
+from tasks.parallel.launching import die_with_parent, member_ids
 
-PR_SET_PDEATHSIG = 1
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 """For glibc: don't give large tensors back to the system only to ask for them again at the next layer."""
 GRACE_S = 10.0
@@ -44,7 +42,7 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace", cwd=ROOT, env={**KEEP_MEMORY, **os.environ, "ALIGN_EVENTS": "1", "PYTHONUNBUFFERED": "1"},
-            start_new_session=True, pass_fds=(lock,), preexec_fn=_die_with_parent,
+            start_new_session=True, pass_fds=(lock,), preexec_fn=die_with_parent,
         )  # fmt: skip
         RUNNING.add(process.pid)
         try:
@@ -76,10 +74,6 @@ def end_trainers() -> None:
                 os.killpg(group, number)
         while RUNNING and number == signal.SIGTERM and time.monotonic() < deadline:
             time.sleep(0.05)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _pump(line: str, label: str, watcher: Watcher, log: Any) -> None:

@@ -56,7 +56,7 @@ class BestOfN(Sampling):
     def memory(self, terms: Terms) -> Memory | None:
         shape, how = ModelShape.of(self.policy), self.sampled(SAMPLING_BATCH, terms)
         judge, adapter = self.judge(terms), isinstance(self.policy, Adapter)
-        adapted = Adapted.of(shape, self.policy, terms.adapters) if shape and isinstance(self.policy, Adapter) else None
+        adapted = Adapted.start(shape, self.policy, None, terms.adapters) if shape else None
         if shape is None or how is None or (self.reward and not judge) or (adapter and not adapted):
             return None
         return sample(shape, adapted, terms.kind, how, judge)

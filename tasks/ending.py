@@ -38,7 +38,7 @@ def ending(job: Job, work: Callable[[], dict[str, float]]) -> Ending:
     started = time.monotonic()
     try:
         metrics = work()
-    except Exception as error:
+    except Exception as error:  # whatever it is: nobody but this process can say how its stage ended
         return failed(_known(error, job))
     seconds = time.monotonic() - started
     costs = {"cost/seconds": seconds, "cost/peak_memory_bytes": float(peak_memory())}

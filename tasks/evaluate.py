@@ -61,7 +61,7 @@ class Evaluate(Stage):
     def memory(self, terms: Terms) -> Memory | None:
         shape, lengths = ModelShape.of(self.policy), Lengths.of(self.data, terms.bounds)
         judge = None if self.reward is None else judge_of(self.reward, terms)
-        adapted = Adapted.of(shape, self.policy, terms.adapters) if shape and isinstance(self.policy, Adapter) else None
+        adapted = Adapted.start(shape, self.policy, None, terms.adapters) if shape else None
         unknown = (self.reward and not judge) or (isinstance(self.policy, Adapter) and not adapted)
         if shape is None or lengths is None or unknown:
             return None

@@ -17,12 +17,16 @@ from tasks.parallel.shares import Share
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Behind: Any
+else:
+    Behind = object  # the trainer, before which each class here is mixed in: what `super()` finds
+
 Counts = Mapping[str, Sequence[int]]
 """For figures that are means over tokens, by name: how many of them each row has."""
 SFT_TERM = "sft"
 
 
-class Shared:
+class Shared(Behind):
     """Mixed into a trainer before it; `share`, `processes` and `counts` are set on the class."""
 
     share: Share
@@ -38,7 +42,7 @@ class Shared:
         self.accelerator.gather = self.accelerator.gather_for_metrics = _as_it_is
 
     def create_accelerator_and_postprocess(self: Any) -> None:
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]  # the trainer's, which comes after us
+        super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.processes.sharding and state.distributed_type.name == "MULTI_CPU":
             shard_on_cpu(state)
@@ -68,7 +72,7 @@ class Shared:
 
     def get_batch_samples(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._passes = 0
-        return super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]  # the trainer's, which comes after us
+        return super().get_batch_samples(*args, **kwargs)
 
     def has_rows(self: Any) -> bool:
         """Whether this process has rows of its own in this pass."""
@@ -79,9 +83,6 @@ class Shared:
         return self.share.weights(self.state.global_step, self.counts.get(name))
 
 
-# Below, too, `super()` is the trainer, which comes after us and which mypy can't see: hence each `ignore[misc]`.
-
-
 class SharedMeans(Shared):
     """For TRL's trainers: of each pass they give means over its own rows, or tokens, and note figures as such."""
 
@@ -89,7 +90,7 @@ class SharedMeans(Shared):
         """The labelled tokens of all processes, for the loss that is a mean over these."""
         import torch
 
-        found = super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        found = super()._get_num_items_in_batch(batch_samples, device)
         if found is None:
             return None
         rows = self.share.rows(self.state.global_step)
@@ -97,12 +98,12 @@ class SharedMeans(Shared):
 
     def compute_loss(self: Any, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any) -> Any:
         if not self.model.training:
-            return super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)  # type: ignore[misc]
+            return super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)
         number = self._passes
         given = getattr(self, "loss_weights", None)
         if given is not None and self.has_rows():
             self.loss_weights = self._weighed_terms(given, number)
-        loss = super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)  # type: ignore[misc]
+        loss = super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kw)
         if given is not None:
             self.loss_weights = given
         if num_items_in_batch is None:
@@ -141,9 +142,9 @@ class SharedSums(Shared):
     def losses(self: Any, model: Any, batch: Any) -> Tensor:
         """In training through the wrapper, and without a weight or a note where no row is left."""
         if not self.model.training:
-            return super().losses(model, batch)  # type: ignore[misc]
+            return super().losses(model, batch)
         self.silent = not self.has_rows()
-        found = self.processes.wrapped(model, lambda inner: super(SharedSums, self).losses(inner, batch))  # type: ignore[misc]
+        found = self.processes.wrapped(model, lambda inner: super(SharedSums, self).losses(inner, batch))
         factor = 0.0 if self.silent else float(self.processes.count)  # DDP divides by the processes
         self._passes += 1
         self.silent = False
@@ -154,7 +155,7 @@ class SharedSums(Shared):
 
     def note(self: Any, figures: Mapping[str, Tensor]) -> None:
         if not self.silent:
-            super().note(figures)  # type: ignore[misc]
+            super().note(figures)
 
     def totals(self: Any, noted: Mapping[str, list[float]]) -> Mapping[str, list[float]]:
         """In training over all processes; held-out rows are everybody's already."""

@@ -67,7 +67,7 @@ class Online(FromPolicy, Sampling, Optimizing):
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many prompts."""
-        raise NotImplementedError
+        raise NotImplementedError  # PPO and the groups each have their own
 
     def estimate(self, terms: Terms = Terms()) -> Estimate:  # noqa: B008  (immutable)
         """Parameters and memory from the base's configuration, steps and tokens from the data; needs no torch.
@@ -90,7 +90,7 @@ class Online(FromPolicy, Sampling, Optimizing):
 
     def episodes(self, rows: int) -> int:
         """Completions in all, on so many prompts."""
-        raise NotImplementedError
+        raise NotImplementedError  # PPO and the groups each have their own
 
     def memory(self, terms: Terms) -> Memory | None:
         """By the formula of this method, as far as base, adapter and reward model are there."""
@@ -114,8 +114,8 @@ class Online(FromPolicy, Sampling, Optimizing):
 
     def rollout_rows(self) -> int:
         """Completions in a rollout."""
-        raise NotImplementedError
+        raise NotImplementedError  # PPO and the groups each have their own
 
     def memory_of(self, case: Case, terms: Terms) -> Memory | None:
         """The formula."""
-        raise NotImplementedError
+        raise NotImplementedError  # PPO and the groups each have their own

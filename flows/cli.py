@@ -61,7 +61,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     overrides, sweep = parse_overrides(args.overrides)
     return Wanted(
         args.recipe, overrides, parse_assignments(args.execution, "--exec"), sweep,
-        sys.maxsize if args.yes else MOST_BRANCHES, args.until, args.strict_env,
+        sys.maxsize if args.yes else MOST_BRANCHES, args.until, args.strict_env, tuple(args.refresh),
     )  # fmt: skip
 
 

@@ -108,7 +108,10 @@ def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> st
 
 def mlflow_link(record: RunRecord) -> str | None:
     """Where MLflow's pages show the run, if its server is known."""
+    return mlflow_page(record.mlflow_run_id)
+
+
+def mlflow_page(run: str | None) -> str | None:
+    """Where MLflow's pages show one of its runs, if there is a server with pages."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith("http") or record.mlflow_run_id is None:
-        return None
-    return f"{uri.rstrip('/')}/#/runs/{record.mlflow_run_id}"
+    return f"{uri.rstrip('/')}/#/runs/{run}" if uri.startswith("http") and run is not None else None

@@ -26,6 +26,7 @@ from tasks.memory import rows as row_memory
 from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
 from tasks.parallel.settings import SHARDED, WHOLE, Modes
+from tasks.settings import Training
 from tasks.tuning import Paired
 
 LossType = Literal[
@@ -41,6 +42,7 @@ class DPO(Paired):
     """The policy starts as a copy of `policy`, and the reference is that copy frozen, on one base in memory."""
 
     modes: ClassVar[Modes] = (*WHOLE, *SHARDED)
+    shown: ClassVar[tuple[str, ...]] = ("beta", "loss_type", "sft_weight", *Training.shown)
 
     beta: float = Field(0.1, gt=0)
     """Worth of a unit of log-ratio; the smaller, the further from the reference."""

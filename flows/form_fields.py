@@ -36,6 +36,9 @@ ABOUT_DATA = {
 }  # fmt: skip
 
 
+ACRONYMS = ("kl", "ppo", "sft")
+
+
 @dataclass(frozen=True)
 class Shown:
     """A field of a form."""
@@ -122,12 +125,18 @@ def method_fields(cls: type[Stage]) -> list[Shown]:
         field = cls.model_fields[name]
         kind, default = field.annotation, field.default
         limits = tuple(field.metadata)
-        about = " ".join((field.description or "").split()).replace("`", "")
+        about = " ".join((field.description or "").split())
         if typing.get_origin(kind) in (Union, UnionType) and default is None:
             kind, default, limits = next(one for one in typing.get_args(kind) if one is not NoneType), 0, ()
             about += " 0: as if left out."
-        shown.append(Shown(name, kind, default, name.replace("_", " ").capitalize(), about, limits))
+        shown.append(Shown(name, kind, default, _title(name), about, limits))
     return shown
+
+
+def _title(name: str) -> str:
+    """`kl_coef` as `KL coef`."""
+    words = [word.upper() if word in ACRONYMS else word for word in name.split("_")]
+    return " ".join([words[0][0].upper() + words[0][1:], *words[1:]])
 
 
 def compare_fields(methods: Sequence[str], default: Sequence[str]) -> list[Shown]:

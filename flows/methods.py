@@ -17,14 +17,14 @@ import yaml
 import flows.align  # noqa: F401  (it readies what Prefect reads when it is imported)
 
 # isort: split
-from prefect import Flow, flow
+from prefect import Flow, State, flow
 
 from artifacts.fingerprint import digest
 from flows.branching import earlier_stages
 from flows.form_fields import ABOUT_DATA, Shown, compare_fields, form_fields, method_fields
 from flows.home import align_home
 from flows.planning import Wanted
-from flows.stages import run_stages
+from flows.stages import answer, run_stages
 from pipelines.forms import Form, methods, needed_data, recipe_of
 from tasks.registry import stage_class
 
@@ -68,8 +68,8 @@ def _written(name: str, recipe: dict[str, Any]) -> Path:
 def _flow(name: str, text: str, fields: list[Shown], run: Callable[[dict[str, Any]], Wanted]) -> Flow[Any, Any]:
     """A flow whose parameters are `fields`."""
 
-    def body(**given: Any) -> dict[str, Any]:
-        return run_stages(run({field.name: field.default for field in fields} | given))
+    def body(**given: Any) -> dict[str, Any] | State[Any]:
+        return answer(lambda: run_stages(run({field.name: field.default for field in fields} | given)))
 
     body.__name__ = body.__qualname__ = name.replace("-", "_")
     body.__doc__ = text

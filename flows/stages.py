@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import State, task
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
+from prefect.states import Failed
 
-from artifacts.errors import AlignError, StageError, UserError
+from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from artifacts.store import Store
 from flows.caching import StageKey
 from flows.ephemeral import guard_ephemeral_servers
@@ -32,6 +33,20 @@ from flows.tracking import Tracker
 from flows.watch import Watcher, watcher
 from pipelines.plan import Plan, Planned
 from pipelines.reasons import Verdict, verdicts
+
+
+def answer(run: Callable[[], dict[str, Any]]) -> dict[str, Any] | State[Any]:
+    """What a flow gives: its run's record or, on a server's pages, a failure in our words alone.
+
+    Whoever calls a flow from Python gets the error itself.
+    """
+    try:
+        return run()
+    except AlignError as error:
+        if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
+            raise
+        _logger(watcher()).error("%s", error)
+        return Failed(message=str(error))
 
 
 def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False) -> dict[str, Any]:

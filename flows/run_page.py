@@ -52,7 +52,7 @@ def show_plan(plan: Plan, said: Mapping[str, Verdict], record: RunRecord) -> Non
     runs = {stage["name"]: stage["mlflow_run_id"] for stage in record.stages}
     rows = [
         {
-            "stage": label, "does": plan[label].uses, "": "cached" if verdict.cached else "runs",
+            "stage": label, "does": plan[label].uses, "plan": "cached" if verdict.cached else "runs",
             "why": verdict.reason or verdict.drift, "key": plan[label].key[:12],
             "MLflow": mlflow_page(runs[label]) or "",
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import State, task
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import FailedRun, MissingContextError
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Failed
@@ -46,7 +47,13 @@ def answer(run: Callable[[], dict[str, Any]]) -> dict[str, Any] | State[Any]:
         if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
             raise
         _logger(watcher()).error("%s", error)
+        logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
         return Failed(message=str(error))
+
+
+def _not_told_again(record: logging.LogRecord) -> bool:
+    """Prefect would log a flow's own `Failed` once more, as an unexpected exception with a traceback."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], FailedRun)
 
 
 def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.e2e.conftest import Shop
 from tests.e2e.servers import free_port
 from tests.e2e.test_from_prefect import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.pages]
 STEPS = '{"sft.max_steps": 4, "dpo.max_steps": 4, "reward.max_steps": 4, "reward.eval_rows": 4}'
 
 

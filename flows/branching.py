@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from flows.records import find_record
+from flows.records import find_record, load_records
 from flows.tracked_run import TrackedRun
 from tasks.registry import stage_class
 
 
 def earlier_stages(home: Path, run_id: str) -> dict[str, dict[str, Any]]:
-    """The stages of a run by their names, with files where that run found them; raises UserError if there is none."""
-    record = find_record(home, run_id)
+    """The stages of a run by their names, with files where that run found them; raises UserError if there is none.
+
+    It may be named by its flow run in Prefect too, which is what the address of a page there has.
+    """
+    flow_runs = {record.flow_run_id: record for record in load_records(home)}
+    record = flow_runs.get(run_id) or find_record(home, run_id)
     kept = TrackedRun(home, record.run_id).files / "recipe.json"
     if not kept.exists():
         raise UserError(f"{record.run_id}: its recipe is no longer in {kept.parent}; branch from a later run")

@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        instead = " with STAGE.refresh=N, as said above, in place of --refresh" if vars(args).get("refresh") else ""
+        print(f"interrupted; run the same command again{instead} to go on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `align runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -78,8 +78,8 @@ def form_fields(data: Sequence[str], own: Sequence[Shown], stages: Sequence[str]
         *_data_fields(data),
         *own,
         Shown("from_run", str, "", "Branch from an earlier run",
-              "Its run id: base, data, SFT and reward model are taken from there as far as it has them, and come from "
-              "the cache. Empty: none."),
+              "Its run id, or its flow run's here: base, data, SFT and reward model are taken from there as far as it "
+              "has them, and come from the cache. Empty: none."),
         Shown("start", str, "sft", "Start from",
               "`sft` trains one first; `base` does without; with an earlier run, any stage of it."),
         Shown("weights", one_of(("adapters", "all weights")), "adapters", "What is trained",

@@ -84,13 +84,15 @@ def test_an_earlier_run_gives_its_stages_with_files_where_that_found_them(home: 
         "rows": {"uses": "data", "base": "base", "form": "demonstrations", "source": "rows.jsonl"},
         "sft": {"uses": "sft", "base": "base", "data": "rows"},
     }
-    RunRecord(str(folder / "mine.yaml"), "mine-1", None, None, []).save(home)
+    RunRecord(str(folder / "mine.yaml"), "mine-1", "59d25630", None, []).save(home)
     files = home / "runs" / "mine-1" / "files"
     files.mkdir(parents=True)
     (files / "recipe.json").write_text(json.dumps({"stages": stages}))
     plan = plan_of(wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run="mine-1")), Store(home))
     assert plan["dpo"].needs[0] == "sft" and plan["sft"].needs == ("base", "rows")
     assert plan["rows"].stage.model_dump()["source"] == str(folder / "rows.jsonl")
+    by_flow_run = wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run="59d25630"))
+    assert plan_of(by_flow_run, Store(home))["dpo"].key == plan["dpo"].key
     with pytest.raises(UserError, match="no run is named 'mine-2'"):
         wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run="mine-2"))
 

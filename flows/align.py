@@ -87,7 +87,7 @@ def align(
     for lost in end_all_lost(store.home):
         tell_prefect(store.home, lost)
         tracker.also(lost)
-    watch.run_id = run_id
+    watch.begin(run_id, tracker.run.log)
     results: dict[str, StageResult] = {}
 
     def recorded() -> RunRecord:

@@ -84,13 +84,14 @@ def _stages_of(recipe: Path) -> Mapping[str, Any]:
 
 
 def _fields(stages: Mapping[str, Any], prefix: str) -> list[str]:
-    """Stages, and once one is named, its fields."""
-    stage, dot, _ = prefix.partition(".")
-    if not dot:
-        return [f"{name}." for name in stages]
+    """Stages, and the fields of the one that is named, or is the only one that may be: no space is to follow `dpo.`."""
+    begun = [name for name in stages if f"{name}.".startswith(prefix) or prefix.startswith(f"{name}.")]
+    if len(begun) != 1:
+        return [f"{name}." for name in begun]
     from tasks.registry import STAGES, stage_class
 
-    uses = stages.get(stage, {}).get("uses")
+    (stage,) = begun
+    uses = stages[stage].get("uses")
     return [f"{stage}.{field}=" for field in stage_class(uses).model_fields] if uses in STAGES else []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from artifacts.errors import UserError
 from artifacts.manifest import Manifest
 from artifacts.store import Store
+from flows.compare_links import compare_links
 from flows.comparison_text import full
 from flows.home import align_home
 from flows.links import LOCAL, open_in_browser
@@ -26,6 +27,8 @@ from pipelines.comparison.policies import Compared
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from flows.mlflow_server import MlflowServer
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -67,7 +70,8 @@ def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
     if not policies:
         raise UserError(f"{' '.join(what)}: no evaluate stage there has finished; its recipe may have none")
     comparisons = Comparisons.of(policies, Store(align_home()), alike=len(what) > 1)
-    links, served = _links(comparisons) if wanted.link or wanted.open else ({}, False)
+    server = _mlflow() if wanted.link or wanted.open else None
+    links = compare_links(comparisons, server.uri, server.place_of) if server else {}
     _save(comparisons, wanted, " ".join(what), links)
     if as_json:
         print(json.dumps({**comparisons.as_dict(), "links": links}))
@@ -75,7 +79,7 @@ def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
         print(full(comparisons, wanted.completions))
         for name, link in links.items():
             print(f"\n{name}: {link}")
-    if wanted.open and links and served:
+    if server is not None and _can_be_opened(server, links) and wanted.open:
         open_in_browser(next(iter(links.values())))
     return 0
 
@@ -97,20 +101,23 @@ def _save_picture(file: Path | None, figure: Figure | None) -> None:
         figure.savefig(file, dpi=120)
 
 
-def _links(comparisons: Comparisons) -> tuple[dict[str, str], bool]:
-    """MLflow's pages for these, and whether they are served; raises UserError if it can't be reached."""
-    from flows.compare_links import compare_links
+def _mlflow() -> MlflowServer:
+    """MLflow's server or database; raises UserError if it can't be reached."""
     from flows.mlflow_server import MlflowServer
 
-    server = MlflowServer.reach(align_home())
-    found, served = compare_links(comparisons, server.uri, server.place_of), server.uri.startswith("http")
-    if not found:
+    return MlflowServer.reach(align_home())
+
+
+def _can_be_opened(server: MlflowServer, links: Mapping[str, str]) -> bool:
+    """Whether there are pages and they are served; says what to do, if not."""
+    if not links:
         print("MLflow does not have the runs of these stages; `align sync` sends what it lacks", file=sys.stderr)
-    elif not served:
-        own = "MLFLOW_TRACKING_URI" not in os.environ
-        start = "align up" if own else f"mlflow ui --backend-store-uri {server.uri}"
-        print(f"nothing serves MLflow here now; these are at {LOCAL} after: {start}", file=sys.stderr)
-    return found, served
+        return False
+    if server.uri.startswith("http"):
+        return True
+    start = f"mlflow ui --backend-store-uri {server.uri}" if "MLFLOW_TRACKING_URI" in os.environ else "align up"
+    print(f"nothing serves MLflow here now; these are at {LOCAL} after: {start}", file=sys.stderr)
+    return False
 
 
 def _policies(name: str, *, prefix: bool) -> list[Compared]:

@@ -12,6 +12,7 @@ from typing import Any
 from artifacts.garbage import worked_on
 from artifacts.store import Store
 from flows.lineage import lineage
+from flows.links import mlflow_page
 from flows.records import RunRecord
 from flows.tables import DAY_S, WIDTH, duration, text_table
 
@@ -94,7 +95,8 @@ def _as_of_now(record: RunRecord, home: Path) -> list[Mapping[str, Any]]:
     store = Store(home)
 
     def now(stage: Mapping[str, Any]) -> Mapping[str, Any]:
-        begun = stage["status"] == "planned" and worked_on(store, store.folder(stage["uses"], stage["key"]).name)
+        draft = store.draft(stage["uses"], stage["key"])
+        begun = stage["status"] == "planned" and draft.exists() and worked_on(store, draft.name)
         return {**stage, "status": "running"} if begun else stage
 
     return [now(stage) for stage in record.stages]
@@ -102,8 +104,6 @@ def _as_of_now(record: RunRecord, home: Path) -> list[Mapping[str, Any]]:
 
 def next_steps(record: RunRecord, home: Path) -> str:
     """What can be done with a run next, one command a line."""
-    from flows.links import mlflow_page
-
     run = record.run_id
     failed = [stage["name"] for stage in record.stages if stage["status"] == "failed"]
     steps = [f"what {name} said: align logs {run} {name}" for name in failed[:3]]
@@ -113,6 +113,13 @@ def next_steps(record: RunRecord, home: Path) -> str:
         steps.append(f"what it said: align logs {run}; run the same command again to go on")
     if record.reports:
         steps.append(f"costs, needs, curves and completions: align compare {run} --html FILE")
-    page = mlflow_page(record.mlflow_run_id)
-    steps.append(f"MLflow: {page} (align open {run})" if page else "MLflow: `align up` shows it in a browser")
+    steps.append(f"MLflow: {_in_mlflow(record)}")
     return "\n".join(steps)
+
+
+def _in_mlflow(record: RunRecord) -> str:
+    """Where the run is shown, or what to do so that it is."""
+    if record.mlflow_run_id is None:
+        return "`align sync` sends it"
+    page = mlflow_page(record.mlflow_run_id)
+    return f"{page} (align open {record.run_id})" if page else "`align up` shows it in a browser"

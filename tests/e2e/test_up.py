@@ -156,6 +156,14 @@ def test_a_run_uses_them_without_being_told(up, run):
     assert linked.samefile(Path(run.stage("base")["path"]) / "model.safetensors")
 
 
+def test_both_show_the_run_where_align_open_says(up, run):
+    pages = {"--prefect": up.first.json["prefect"]["url"] + f"/runs/flow-run/{run.json['flow_run_id']}",
+             "": up.first.json["mlflow"]["url"] + f"/#/runs/{run.json['mlflow_run_id']}"}  # fmt: skip
+    for option, page in pages.items():
+        opened = up.shop.align("open", run.json["run_id"], *option.split(), BROWSER="true")
+        assert (opened.status, opened.out) == (0, f"{page}\n")
+
+
 def test_the_deployment_runs_what_prefects_page_asks_for(up, run):
     flow_run = up.trigger(until="instructions")
     eventually(lambda: up.flow_run(flow_run)["state_name"] == "Completed", 120)

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{coloured('error:', 'red', sys.stderr)} {line}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        instead = " with STAGE.refresh=N, as said above, in place of --refresh" if vars(args).get("refresh") else ""
+        print(f"interrupted; run the same command again{instead} to go on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `align runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +63,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     overrides, sweep = parse_overrides(args.overrides)
     return Wanted(
         args.recipe, overrides, parse_assignments(args.execution, "--exec"), sweep,
-        sys.maxsize if args.yes else MOST_BRANCHES, args.until, args.strict_env,
+        sys.maxsize if args.yes else MOST_BRANCHES, args.until, args.strict_env, tuple(args.refresh),
     )  # fmt: skip
 
 

@@ -132,6 +132,8 @@ def _recipe_verb(verbs: Any, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--exec", action="append", default=[], metavar="NAME=VALUE", dest="execution",
                         help="how to run, such as threads=2; never changes a result")  # fmt: skip
     parser.add_argument("--until", metavar="STAGE", help="this stage and what it needs, no more")
+    parser.add_argument("--refresh", action="append", default=[], metavar="STAGE",
+                        help="make this stage, and so what follows, afresh; any number of them")  # fmt: skip
     parser.add_argument("--yes", action="store_true", help="make more than 16 branches")
     parser.add_argument("--strict-env", action="store_true", help="let library versions count as part of the keys")
     parser.add_argument("--json", action="store_true", help="one object on standard output, all else on standard error")

@@ -37,6 +37,8 @@ class Wanted:
     max_branches: int = MOST_BRANCHES
     until: str | None = None
     strict_env: bool = False
+    refresh: tuple[str, ...] = ()
+    """Stages to make afresh."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Shown:
 def plan_of(wanted: Wanted, store: Store) -> Plan:
     """The plan of a recipe; raises UserError for all that is wrong with it."""
     recipe = load_recipe(wanted.recipe, wanted.overrides, wanted.execution, wanted.sweep, wanted.max_branches)
-    return make_plan(fetched(recipe, store.home), store, strict_env=wanted.strict_env).until(wanted.until)
+    plan = make_plan(fetched(recipe, store.home), store, strict_env=wanted.strict_env, refresh=wanted.refresh)
+    return plan.until(wanted.until)
 
 
 def show_plan(wanted: Wanted, shown: Shown) -> int:

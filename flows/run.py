@@ -40,6 +40,7 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
             align(
                 str(wanted.recipe), dict(wanted.overrides), dict(wanted.execution), wanted.until, wanted.strict_env,
                 offline, {name: list(values) for name, values in wanted.sweep.items()}, wanted.max_branches, jobs,
+                list(wanted.refresh),
             )  # fmt: skip
         except AlignError as error:
             failure = error

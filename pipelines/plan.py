@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +53,30 @@ class Plan:
             return self
         names = [planned.label for planned in self.stages]
         wanted: set[str] = set()
-        todo = [name for name in names if name == label or name.startswith(f"{label}@")]
+        todo = branches_of(label, names)
         if not todo:
-            raise UserError(f"--until: no stage is named {label!r}" + did_you_mean(label, names))
+            raise no_stage("--until", label, names)
         while todo:
             wanted.add(current := todo.pop())
             todo.extend(self[current].needs)
         return Plan(self.recipe, tuple(planned for planned in self.stages if planned.label in wanted))
 
 
-def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False) -> Plan:
-    """Key every stage; raises RecipeError (all problems at once) or another UserError."""
+def branches_of(label: str, names: Collection[str]) -> list[str]:
+    """The stage of this name or, if it was swept, all its branches."""
+    return [name for name in names if name == label or name.startswith(f"{label}@")]
+
+
+def no_stage(where: str, label: str, names: Collection[str]) -> UserError:
+    return UserError(f"{where}: no stage is named {label!r}" + did_you_mean(label, names))
+
+
+def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False, refresh: Collection[str] = ()) -> Plan:
+    """Key every stage; raises RecipeError (all problems at once) or another UserError.
+
+    A stage to `refresh` gets the first number in its key under which nothing is finished yet: nothing is overwritten,
+    and what was begun and killed is gone on with.
+    """
     problems = Problems(str(recipe.path))
     wiring, stages = check_stages(recipe.stages, problems)
     for label, stage in stages.items():
@@ -71,6 +85,11 @@ def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False) -> Plan
     if problem := machine_problem(recipe.execution.launch, recipe.execution.device):
         problems.add("execution.launch", problem)
     problems.raise_if_any()
+    afresh = set[str]()
+    for label in refresh:
+        if not (found := branches_of(label, recipe.stages)):
+            raise no_stage("--refresh", label, recipe.stages)
+        afresh.update(found)
     located = _located(recipe, stages)
     planned: dict[str, Planned] = {}
     for label in ordered(wiring):
@@ -81,7 +100,7 @@ def make_plan(recipe: Recipe, store: Store, *, strict_env: bool = False) -> Plan
         uses = recipe.stages[label]["uses"]
         seed = recipe.seed_of(label)
         payload = _payload(stage, uses, seed, recipe.execution, store, strict_env)
-        key = digest(payload)
+        payload, key = _refreshed(payload, recipe.stages[label].get("refresh", 0), label in afresh, store)
         handle = stage.output(key, store.folder(uses, key) / "out")
         needs = tuple(dict.fromkeys(wiring[label].values()))
         planned[label] = Planned(label, uses, stage, key, payload, seed, handle, needs)
@@ -102,6 +121,16 @@ def _located(recipe: Recipe, stages: Mapping[str, Stage]) -> dict[str, Stage]:
         return found
     same = all(type(error) is type(errors[0]) for error in errors)
     raise (type(errors[0]) if same else UserError)("\n".join(map(str, errors)))
+
+
+def _refreshed(payload: dict[str, Any], times: int, afresh: bool, store: Store) -> tuple[dict[str, Any], str]:
+    """The payload with the number of a refreshed stage, and its digest."""
+    for number in itertools.count(times + afresh):
+        numbered = {**payload, "refresh": number} if number else payload
+        key = digest(numbered)
+        if not afresh or not store.folder(payload["uses"], key).exists():
+            return numbered, key
+    raise AssertionError("the numbers have no end")
 
 
 def _payload(

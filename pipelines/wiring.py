@@ -15,8 +15,9 @@ Stages = Mapping[str, Mapping[str, Any]]
 """The recipe's stages as they stand there."""
 Wiring = dict[str, dict[str, str]]
 """For each stage its inputs, as {field: stage}."""
-BESIDE = ("uses", "seed")
-"""What a recipe says of a stage beside its fields: which one it is, and a seed of its own in place of the recipe's."""
+BESIDE = ("uses", "seed", "refresh")
+"""What a recipe says of a stage beside its fields: which one it is, a seed of its own in place of the recipe's, and how
+often it was to be made afresh."""
 
 
 def check_stages(stages: Any, problems: Problems) -> tuple[Wiring, dict[str, Stage]]:
@@ -32,6 +33,7 @@ def check_stages(stages: Any, problems: Problems) -> tuple[Wiring, dict[str, Sta
     wiring = {label: _inputs(label, known, stages, problems) for label in known}
     for label in known:
         _check_seed(label, known[label], problems)
+        _check_refresh(label, known[label], problems)
     if cycle := _cycle(wiring):
         problems.add(" -> ".join(cycle), "these stages wait for each other; an input must come from an earlier stage")
         return wiring, {}
@@ -69,6 +71,12 @@ def _check_seed(label: str, fields: Mapping[str, Any], problems: Problems) -> No
         problems.add(f"{label}.seed", f"{uses} draws nothing at random; leave it out")
     elif not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         problems.add(f"{label}.seed", f"wanted a whole number, 0 or more, got {seed!r}")
+
+
+def _check_refresh(label: str, fields: Mapping[str, Any], problems: Problems) -> None:
+    times = fields.get("refresh", 0)
+    if not isinstance(times, int) or isinstance(times, bool) or times < 0:
+        problems.add(f"{label}.refresh", f"wanted a whole number, 0 or more, got {times!r}")
 
 
 def _inputs(label: str, known: Stages, stages: Mapping[str, Any], problems: Problems) -> dict[str, str]:

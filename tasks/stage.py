@@ -68,6 +68,8 @@ class Stage(BaseModel):
     goes_on_from: ClassVar[str] = "checkpoint-*/manifest.json"
     """What it leaves in its work folder to go on from, as a pattern."""
 
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Settings that a form shows, the most telling first; a stage with none has no form of its own."""
     renamed: ClassVar[Mapping[str, Callable[[Any, Mapping[str, Any]], str]]] = {}
     """Names that a field has elsewhere, to what to write here, from the value given and the other fields given."""
 

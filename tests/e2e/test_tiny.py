@@ -123,7 +123,7 @@ def processes_with(text):
     return [path for path in Path("/proc").glob("[0-9]*") if text in cmdline(path)]
 
 
-@pytest.mark.parametrize("longer", ["dpo.epochs=4", "ppo.total_episodes=256"])
+@pytest.mark.parametrize("longer", ["dpo.epochs=4", pytest.param("ppo.total_episodes=256", marks=pytest.mark.slow)])
 def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path, longer):
     uses = longer.split(".")[0]
     words = ("run", "pipelines/tiny.yaml", longer, "--exec", "save_interval=2", "--until", uses)
@@ -139,7 +139,9 @@ def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp
     assert answer.stage("sft")["status"] == "cached"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"]
+)
 def test_asked_to_end_it_saves_leaves_no_process_and_ends_with_130(first, shop, number):
     """No checkpoint is due: the one that is there was made for this."""
     words = ("run", "pipelines/tiny.yaml", f"dpo.epochs={20 + number}", "--until", "dpo")

@@ -29,10 +29,10 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
 
+from flows.links import mlflow_page
 from flows.records import RunRecord
-from flows.summary import mlflow_page
 from flows.tracking import Tracker
-from flows.watch import Watcher
+from flows.watch import Watcher, so_far
 from pipelines.plan import Plan
 from pipelines.reasons import Verdict
 
@@ -113,7 +113,7 @@ class OnPage(Watcher):
         self.inner.progress(label, done, total, unit, figures)
         stage = self._stages.setdefault(label, _Stage(copy_context(), line_at=time.monotonic()))
         stage.percent = 100 * done / max(total, 1)
-        stage.text = "  ".join([f"{done}/{total} {unit}", *(f"{name} {value:.4g}" for name, value in figures.items())])
+        stage.text = so_far(done, total, unit, figures)
         if time.monotonic() - stage.line_at > LINE_S:
             stage.line_at = time.monotonic()
             self.logger.info("%s: %s", label, stage.text)

@@ -76,7 +76,7 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     for lost in end_all_lost(store.home):
         tell_prefect(store.home, lost)
         tracker.also(lost)
-    watch.run_id = run_id
+    watch.begin(run_id, tracker.run.log)
     results: dict[str, StageResult] = {}
 
     def recorded() -> RunRecord:

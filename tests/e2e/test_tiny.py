@@ -230,8 +230,22 @@ def test_runs_show_and_compare_answer_from_what_is_there(first, shop, tmp_path):
     evaluations = [first.stage(name)["mlflow_run_id"] for name in ("eval_base", "eval_sft", "eval_dpo", "eval_ppo")]
     assert all(one in linked["MLflow: the evaluations"] for one in evaluations)
     assert all(first.stage(name)["mlflow_run_id"] in linked["MLflow: the trainings"] for name in ("sft", "dpo", "ppo"))
+    opened = shop.align("compare", run, "--open")
+    assert opened.status == 0 and linked["MLflow: the evaluations"] in opened.out
+    assert "align up" in opened.err, "no server shows this page yet"
     unknown = shop.align("show", "nothing")
     assert unknown.status == 2 and "align runs" in unknown.err
+
+
+def test_what_the_stages_said_and_what_they_took_is_kept(first, shop):
+    run = first.json["run_id"]
+    assert first.json["status"] == "finished" and first.json["tokens"] > 0
+    assert first.stage("dpo")["inputs"] == {"policy": "sft", "data": "pairs"}
+    said = shop.align("logs", run).out
+    assert " base: starts\n" in said and " eval_dpo: ran (" in said
+    own = shop.align("logs", run, "sft").out.splitlines()
+    assert all(" sft: " in line for line in own) and any(" steps  loss " in line for line in own)
+    assert "\n│   ├── dpo " in shop.align("show", run).out
 
 
 def test_chat_answers_with_an_adapter_and_with_a_merged_folder(first, shop):

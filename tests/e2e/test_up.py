@@ -164,6 +164,14 @@ def test_a_run_uses_them_without_being_told(up, run):
     assert linked.samefile(Path(run.stage("base")["path"]) / "model.safetensors")
 
 
+def test_both_show_the_run_where_align_open_says(up, run):
+    pages = {"--prefect": up.first.json["prefect"]["url"] + f"/runs/flow-run/{run.json['flow_run_id']}",
+             "": up.first.json["mlflow"]["url"] + f"/#/runs/{run.json['mlflow_run_id']}"}  # fmt: skip
+    for option, page in pages.items():
+        opened = up.shop.align("open", run.json["run_id"], *option.split(), BROWSER="true")
+        assert (opened.status, opened.out) == (0, f"{page}\n")
+
+
 def test_a_form_of_prefects_page_is_run_and_its_page_shows_plan_progress_and_report(up, run):
     form = {"base": "builtin:tiny-llama", "until": "instructions", "overrides": {"instructions.limit": 64}}
     flow_run = up.trigger("align-sft", **form)

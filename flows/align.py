@@ -37,6 +37,7 @@ from flows.schedule import Schedule  # noqa: E402
 from flows.summary import conclude  # noqa: E402
 from flows.tracking import Tracker  # noqa: E402
 from flows.watch import Watcher, watcher  # noqa: E402
+from pipelines.comparison.markdown_text import inert  # noqa: E402
 from pipelines.plan import Plan, Planned  # noqa: E402
 from pipelines.reasons import verdicts  # noqa: E402
 from pipelines.sweep import MOST_BRANCHES  # noqa: E402
@@ -105,7 +106,7 @@ def align(
     summary = conclude(recorded(), tracker, store, flow_run.ui_url)
     record = recorded()
     with suppress(PrefectException, HTTPError):  # a server that went away meanwhile costs nobody the run
-        create_markdown_artifact(summary, key="summary", description=f"Run {run_id}")
+        create_markdown_artifact(summary, key="summary", description=f"Run {inert(run_id)}")
     _raise(errors)
     return record.as_dict()
 
@@ -125,7 +126,7 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     watch.stage(planned.label, "starts")
     cached = task(
         name=planned.label,
-        task_run_name=f"{planned.label}-{planned.key[:8]}",
+        task_run_name=f"{planned.label}-{planned.key[:8]}".replace("{", "{{").replace("}", "}}"),  # it is a template
         cache_policy=StageKey(planned=planned, store=store),
         persist_result=True,
         result_serializer="json",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.store import Store
+from flows.addresses import without_secrets
 from flows.comparison_text import markdown, markdown_findings
 from flows.home import align_home
 from flows.records import RunRecord
@@ -14,6 +15,7 @@ from flows.tracking import Tracker
 from pipelines.comparison.charts import chart
 from pipelines.comparison.comparison import Comparisons
 from pipelines.comparison.frontier import frontier
+from pipelines.comparison.markdown_text import inert
 from pipelines.comparison.page import page
 from pipelines.comparison.policies import Compared
 
@@ -93,10 +95,10 @@ def _headline_metrics(record: RunRecord) -> dict[str, float]:
 
 
 def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> str:
-    lines = [f"# {record.run_id}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
+    lines = [f"# {inert(record.run_id)}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
     for stage in record.stages:
         lines.append(
-            f"| {stage['name']} | {stage['status']} | {stage['seconds']:.0f} | {headline(stage)} | "
+            f"| {inert(stage['name'])} | {stage['status']} | {stage['seconds']:.0f} | {inert(headline(stage))} | "
             f"`{stage['key'][:12]}` |"
         )
     if comparisons.each:
@@ -111,4 +113,4 @@ def mlflow_link(record: RunRecord) -> str | None:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith("http") or record.mlflow_run_id is None:
         return None
-    return f"{uri.rstrip('/')}/#/runs/{record.mlflow_run_id}"
+    return f"{without_secrets(uri).rstrip('/')}/#/runs/{record.mlflow_run_id}"

@@ -15,7 +15,7 @@ WIDTH = 118
 
 def render(table: Table, width: int = WIDTH) -> str:
     """A rich table as plain text of a bounded width."""
-    console = Console(file=StringIO(), width=width, color_system=None)
+    console = Console(file=StringIO(), width=width, color_system=None, markup=False, emoji=False)
     console.print(table)
     assert isinstance(console.file, StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from artifacts.errors import AlignError, UserError
+from flows.addresses import without_secrets
 from flows.home import align_home, prepare_services
 from flows.options import parse
 from flows.servers.state import use_servers
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(VERBS[args.verb](args))
     except AlignError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {without_secrets(line)}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -97,11 +97,11 @@ def _links(comparisons: Comparisons) -> dict[str, str]:
     from flows.mlflow_server import MlflowServer
 
     server = MlflowServer.reach(align_home())
-    found = compare_links(comparisons, server.uri, server.place_of)
+    found = compare_links(comparisons, server.shown, server.place_of)
     if not found:
         print("MLflow does not have the runs of these stages; `align sync` sends what it lacks", file=sys.stderr)
     elif server.uri.startswith("sqlite:"):
-        print(f"at {LOCAL} after: mlflow ui --backend-store-uri {server.uri}", file=sys.stderr)
+        print(f"at {LOCAL} after: mlflow ui --backend-store-uri {server.shown}", file=sys.stderr)
     return found
 
 

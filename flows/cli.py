@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from artifacts.errors import AlignError, UserError
+from flows.addresses import without_secrets
 from flows.colours import coloured
 from flows.home import align_home, prepare_services
 from flows.options import parse
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(VERBS[args.verb](args))
     except AlignError as error:
         for line in str(error).splitlines():
-            print(f"{coloured('error:', 'red', sys.stderr)} {line}", file=sys.stderr)
+            print(f"{coloured('error:', 'red', sys.stderr)} {without_secrets(line)}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         instead = " with STAGE.refresh=N, as said above, in place of --refresh" if vars(args).get("refresh") else ""

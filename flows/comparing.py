@@ -71,7 +71,7 @@ def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
         raise UserError(f"{' '.join(what)}: no evaluate stage there has finished; its recipe may have none")
     comparisons = Comparisons.of(policies, Store(align_home()), alike=len(what) > 1)
     server = _mlflow() if wanted.link or wanted.open else None
-    links = compare_links(comparisons, server.uri, server.place_of) if server else {}
+    links = compare_links(comparisons, server.shown, server.place_of) if server else {}
     _save(comparisons, wanted, " ".join(what), links)
     if as_json:
         print(json.dumps({**comparisons.as_dict(), "links": links}))
@@ -115,7 +115,7 @@ def _can_be_opened(server: MlflowServer, links: Mapping[str, str]) -> bool:
         return False
     if server.uri.startswith("http"):
         return True
-    start = f"mlflow ui --backend-store-uri {server.uri}" if "MLFLOW_TRACKING_URI" in os.environ else "align up"
+    start = f"mlflow ui --backend-store-uri {server.shown}" if "MLFLOW_TRACKING_URI" in os.environ else "align up"
     print(f"nothing serves MLflow here now; these are at {LOCAL} after: {start}", file=sys.stderr)
     return False
 

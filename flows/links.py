@@ -6,6 +6,8 @@ import os
 import sys
 import webbrowser
 
+from flows.addresses import without_secrets
+
 LOCAL = "http://127.0.0.1:5000"
 """Where `align up` shows this home's own database, and `mlflow ui` another, unless the port is taken."""
 HAS_DISPLAY = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
@@ -20,7 +22,7 @@ def mlflow_server() -> str | None:
 def mlflow_page(run: str | None, server: str | None = None) -> str | None:
     """The page of an MLflow run on a server, by default on the one that is known; None if there is none."""
     server = server or mlflow_server()
-    return f"{server}/#/runs/{run}" if server and run else None
+    return f"{without_secrets(server)}/#/runs/{run}" if server and run else None
 
 
 def open_in_browser(link: str) -> bool:

@@ -48,7 +48,12 @@ def wanted_of(name: str, chosen: Mapping[str, Mapping[str, Any]], given: Mapping
     recipe = recipe_of(chosen, form, name=given["experiment"], seed=given["seed"])
     until = given["until"] if given["until"] != "the end" else None
     return Wanted(
-        _written(name, recipe), given["overrides"], given["execution"], until=until, refresh=tuple(given["refresh"])
+        _written(name, recipe),
+        given["overrides"],
+        given["execution"],
+        until=until,
+        refresh=tuple(given["refresh"]),
+        from_form=True,
     )
 
 

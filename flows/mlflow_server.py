@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from artifacts.errors import UserError
 from artifacts.locking import held
+from flows.addresses import reason, without_secrets
 from flows.compare_links import Place
 from flows.servers.state import own_mlflow
 
@@ -29,6 +30,8 @@ class MlflowServer:
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
         self.is_own = self.uri.startswith("sqlite:") or self.uri == own_mlflow(home)
         """Whether it is the database of this home, by itself or served by `align up`: what it knows, the store has."""
+        self.shown = without_secrets(self.uri)
+        """The address for people: in messages, logs and links."""
         with self._alone():
             self.client = MlflowClient(tracking_uri=self.uri)  # makes the database
         self.name = ""
@@ -47,7 +50,7 @@ class MlflowServer:
         except MlflowException as error:
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
-                f"MLflow at {server.uri} can't be used: {_reason(error)}; start it, or {without}unset "
+                f"MLflow at {server.shown} can't be used: {reason(error)}; start it, or {without}unset "
                 f"MLFLOW_TRACKING_URI to use {home / 'mlflow.db'}"
             ) from error
         return server
@@ -58,7 +61,7 @@ class MlflowServer:
         try:
             yield
         except MlflowException as error:
-            raise UserError(f"MLflow at {self.uri}: {_reason(error)}") from error
+            raise UserError(f"MLflow at {self.shown}: {reason(error)}") from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -126,7 +129,3 @@ class MlflowServer:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
-
-
-def _reason(error: MlflowException) -> str:
-    return str(error).splitlines()[0][:200]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
+from flows.addresses import without_secrets
 from flows.links import LOCAL, mlflow_page, mlflow_server, open_in_browser
 from flows.records import SHORTEST_KEY, RunRecord, find_record, find_stage, load_records
 from flows.servers.state import named_prefect
@@ -64,5 +65,6 @@ def _prefect_page(record: RunRecord) -> str:
 
 def _no_server(name: str) -> str:
     if name == "MLflow" and (uri := os.environ.get("MLFLOW_TRACKING_URI")):
-        return f"MLFLOW_TRACKING_URI is {uri}, which has no pages; `mlflow ui --backend-store-uri {uri}` shows them"
+        shown = without_secrets(uri)
+        return f"MLFLOW_TRACKING_URI is {shown}, which has no pages; `mlflow ui --backend-store-uri {shown}` shows them"
     return f"nothing serves {name} here now: `align up` does, and then the same command opens the page"

@@ -12,6 +12,7 @@ from typing import Any
 
 from artifacts.errors import AlignError, StageError, UserError
 from artifacts.store import Store
+from flows.addresses import without_secrets
 from flows.colours import coloured
 from flows.home import align_home
 from flows.planning import Wanted, plan_of
@@ -66,11 +67,12 @@ def _without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignErr
     from flows.records import find_record
     from flows.run_folder import RunFolder
 
+    said = without_secrets(str(error))
     if watcher.run_id is None:
-        return UserError(f"Prefect can't be reached: {error}; start its server, or unset PREFECT_API_URL")
+        return UserError(f"Prefect can't be reached: {said}; start its server, or unset PREFECT_API_URL")
     facts = RunFolder(home, watcher.run_id).facts
     if facts is None or facts["status"] == "RUNNING":
-        return StageError(f"Prefect went away: {error}; run the same command again to go on")
+        return StageError(f"Prefect went away: {said}; run the same command again to go on")
     watcher.line("prefect", "went away and has not heard how the run ended; `align sync` tells it")
     failed = [stage for stage in find_record(home, watcher.run_id).stages if stage["status"] == "failed"]
     return StageError("\n".join(stage["error"] for stage in failed)) if failed else None

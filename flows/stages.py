@@ -19,6 +19,7 @@ from prefect.states import Failed
 
 from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from artifacts.store import Store
+from flows.addresses import without_secrets
 from flows.caching import StageKey
 from flows.ephemeral import guard_ephemeral_servers
 from flows.execute import StageResult, execute, found
@@ -46,9 +47,10 @@ def answer(run: Callable[[], dict[str, Any]]) -> dict[str, Any] | State[Any]:
     except AlignError as error:
         if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
             raise
-        _logger(watcher()).error("%s", error)
+        said = without_secrets(str(error))
+        _logger(watcher()).error("%s", said)
         logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
-        return Failed(message=str(error))
+        return Failed(message=said)
 
 
 def _not_told_again(record: logging.LogRecord) -> bool:
@@ -137,7 +139,7 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     watch.stage(planned.label, "starts")
     cached = task(
         name=planned.label,
-        task_run_name=f"{planned.label}-{planned.key[:8]}",
+        task_run_name=f"{planned.label}-{planned.key[:8]}".replace("{", "{{").replace("}", "}}"),  # it is a template
         cache_policy=StageKey(planned=planned, store=store),
         persist_result=True,
         result_serializer="json",

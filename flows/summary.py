@@ -13,6 +13,7 @@ from flows.records import RunRecord
 from pipelines.comparison.charts import chart
 from pipelines.comparison.comparison import Comparisons
 from pipelines.comparison.frontier import frontier
+from pipelines.comparison.markdown_text import inert
 from pipelines.comparison.page import page
 from pipelines.comparison.policies import Compared
 
@@ -95,10 +96,10 @@ def _headline_metrics(record: RunRecord) -> dict[str, float]:
 
 
 def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> str:
-    lines = [f"# {record.run_id}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
+    lines = [f"# {inert(record.run_id)}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
     for stage in record.stages:
         lines.append(
-            f"| {stage['name']} | {stage['status']} | {stage['seconds']:.0f} | {headline(stage)} | "
+            f"| {inert(stage['name'])} | {stage['status']} | {stage['seconds']:.0f} | {inert(headline(stage))} | "
             f"`{stage['key'][:12]}` |"
         )
     if comparisons.each:

@@ -22,7 +22,9 @@ def render(shown: Table | Tree, width: int = WIDTH) -> str:
     """A rich table or tree as text of a bounded width, coloured only for a terminal."""
     colour = has_colour(sys.stdout)
     system: Literal["standard"] | None = "standard" if colour else None
-    console = Console(file=StringIO(), width=width, force_terminal=colour, color_system=system)
+    console = Console(
+        file=StringIO(), width=width, force_terminal=colour, color_system=system, markup=False, emoji=False
+    )
     console.print(shown)
     assert isinstance(console.file, StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

@@ -18,6 +18,7 @@ from flows.points import accepted, numbers
 from flows.run_folder import RunFolder
 from flows.sent import Sent
 from flows.tracked_stage import open_run, read_by
+from pipelines.comparison.markdown_text import inert
 from pipelines.plan import Plan
 
 NOTE_TAG = "mlflow.note.content"
@@ -94,7 +95,7 @@ class TrackedRun(RunFolder):
 def note(experiment: str, stages: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """The parent run's description: the summary, with links to the runs of its stages, cached ones too."""
     links = [
-        f"- [{stage['name']}](#/experiments/{experiment}/runs/{stage['mlflow_run_id']}) ({stage['status']})"
+        f"- [{inert(stage['name'])}](#/experiments/{experiment}/runs/{stage['mlflow_run_id']}) ({stage['status']})"
         for stage in stages
         if stage["mlflow_run_id"]
     ]

@@ -93,7 +93,10 @@ class TerminalWatcher(Watcher):
         if not console.is_terminal:
             yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(),
+            TextColumn("{task.fields[shown]}", markup=False),
+        )  # fmt: skip
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as self.bars:
             yield
         self.bars = None

@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from flows.artifact_files import put_files
 from flows.mlflow_server import MlflowServer
-from tests.e2e.conftest import Answer, Shop
+from tests.e2e.conftest import ROOT, Answer, Shop
 from tests.e2e.prefect_server import Prefect
 from tests.e2e.servers import answers, free_port
 from tests.e2e.test_from_prefect import eventually
@@ -193,6 +193,21 @@ def test_a_form_with_something_wrong_in_it_fails_in_seconds_in_our_words_alone(u
     assert up.flow_run(flow_run)["state"]["message"].endswith("dpo.bta: no such field; did you mean 'beta'?")
     eventually(lambda: "did you mean 'beta'?" in up.logged(flow_run), 30)
     assert "Traceback" not in up.logged(flow_run)
+
+
+def test_the_deployment_reads_nothing_but_what_ships_unless_it_was_told(up):
+    asked = (
+        {"recipe": "/etc/passwd"},
+        {"overrides": {"instructions.source": "/etc/gone"}},
+        {"overrides": {"name": "../x"}},
+    )
+    runs = [up.trigger(**parameters) for parameters in asked]
+    for flow_run in runs:
+        eventually(lambda flow_run=flow_run: up.flow_run(flow_run)["state_name"] == "Failed", 120)
+    said = [up.flow_run(flow_run)["state"]["message"] for flow_run in runs]
+    assert f"recipe: wanted something in {ROOT}/pipelines, got '/etc/passwd'" in said[0]
+    assert f"instructions.source: wanted something in {ROOT}/pipelines, got '/etc/gone'" in said[1]
+    assert "name: wanted at most 160 bytes of text in one line, without /" in said[2]
 
 
 def test_what_was_killed_is_found_and_started_again_alone_and_once(up):

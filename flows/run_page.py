@@ -150,9 +150,7 @@ def _tell_progress(label: str, stage: _Stage) -> None:
     said = inert(f"{label}: {stage.text}")
     if stage.artifact is None:
         key = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-        made = create_progress_artifact(
-            stage.percent, key=f"progress-{key}", description=inert(f"{label}: {stage.text}")
-        )
+        made = create_progress_artifact(stage.percent, key=f"progress-{key}", description=said)
         assert isinstance(made, UUID)
         stage.artifact = made
     else:

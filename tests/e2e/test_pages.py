@@ -132,7 +132,8 @@ def test_a_schedule_that_is_added_on_the_page_fires(pages: Pages) -> None:
 
     assert eventually(fired, 240)
     pages.page.goto(f"{pages.prefect}/deployments/deployment/{found}")
-    pages.page.get_by_text("Every 1 minute").first.wait_for()
+    expect(pages.page.get_by_text("often", exact=True)).to_be_visible()
+    expect(pages.page.get_by_text("auto-scheduled").first).to_be_visible()
     pages.seen.picture("scheduled")
     for schedule in pages.api(f"/deployments/{found}")["schedules"]:
         httpx.delete(f"{pages.prefect}/api/deployments/{found}/schedules/{schedule['id']}").raise_for_status()

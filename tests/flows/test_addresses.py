@@ -8,9 +8,8 @@ import pytest
 
 from flows.addresses import without_secrets
 from flows.home import prepare_services
+from flows.links import mlflow_page
 from flows.mlflow_server import MlflowServer
-from flows.records import RunRecord
-from flows.summary import mlflow_link
 
 PASSWORD = "hunter2-of-the-server"
 
@@ -37,7 +36,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(home, monke
     with pytest.raises(Exception, match=r"MLflow at http://127.0.0.1:9 can't be used") as caught:
         MlflowServer.reach(home, "one")
     assert PASSWORD not in str(caught.value)
-    assert mlflow_link(RunRecord("", "", None, "abc", [])) == "http://127.0.0.1:9/#/runs/abc"
+    assert mlflow_page("abc") == "http://127.0.0.1:9/#/runs/abc"
 
 
 def test_links_to_prefects_pages_hold_no_password(home, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import secrets
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ if __name__ == "__main__":
 from httpx import HTTPError  # noqa: E402
 from prefect import flow, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.context import FlowRunContext  # noqa: E402
 from prefect.exceptions import MissingContextError, PrefectException  # noqa: E402
 from prefect.logging import get_run_logger  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
@@ -28,6 +30,7 @@ from prefect.runtime import flow_run  # noqa: E402
 from artifacts.errors import AlignError, StageError, UserError  # noqa: E402
 from artifacts.store import Store  # noqa: E402
 from flows.caching import StageKey  # noqa: E402
+from flows.deployed import check_code  # noqa: E402
 from flows.ephemeral import guard_ephemeral_servers  # noqa: E402
 from flows.execute import StageResult, execute, found  # noqa: E402
 from flows.lost import end_all_lost, tell_prefect  # noqa: E402
@@ -72,6 +75,7 @@ def align(
     guard_ephemeral_servers()
     watch = watcher()
     watch.logger = _logger(watch)
+    check_code(_deployment_version(), partial(watch.line, "code"))
     store = Store(align_home())
     wanted = Wanted(
         Path(recipe), overrides or {}, execution or {}, sweep or {}, max_branches, until=until, strict_env=strict_env
@@ -132,6 +136,12 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     )(stage)
     cached(planned.key)
     return made[0] if made else found(planned, store, tracker)
+
+
+def _deployment_version() -> str | None:
+    """Of the deployment whose flow run this is; None for a run of no deployment."""
+    context = FlowRunContext.get()
+    return context.flow_run.deployment_version if context and context.flow_run else None
 
 
 def _logger(watch: Watcher) -> Any:

@@ -8,10 +8,12 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import State, task
+from prefect.context import FlowRunContext
 from prefect.exceptions import FailedRun, MissingContextError
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
@@ -21,6 +23,7 @@ from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from artifacts.store import Store
 from flows.addresses import without_secrets
 from flows.caching import StageKey
+from flows.deployed import check_code
 from flows.ephemeral import guard_ephemeral_servers
 from flows.execute import StageResult, execute, found
 from flows.home import align_home
@@ -68,6 +71,7 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     guard_ephemeral_servers()
     watch = watcher()
     watch.logger = _logger(watch)
+    check_code(_deployment_version(), partial(watch.line, "code"))
     store = Store(align_home())
     plan = plan_of(_as_before(wanted, store.home), store)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
@@ -100,6 +104,12 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     show_report(summary, run_id, tracker)
     _raise(errors)
     return record.as_dict()
+
+
+def _deployment_version() -> str | None:
+    """Of the deployment whose flow run this is; None for a run of no deployment."""
+    context = FlowRunContext.get()
+    return context.flow_run.deployment_version if context and context.flow_run else None
 
 
 def _as_before(wanted: Wanted, home: Path) -> Wanted:

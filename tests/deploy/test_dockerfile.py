@@ -1,0 +1,56 @@
+"""`deploy/Dockerfile`: pinned, not root, made of what the repository has."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+from prefect.settings.models.worker import WorkerWebserverSettings
+
+from tests.deploy.compose_file import DEPLOY
+
+ROOT = DEPLOY.parent
+TEXT = (DEPLOY / "Dockerfile").read_text()
+LINES = TEXT.replace("\\\n", " ").splitlines()
+
+
+def of(word: str) -> list[str]:
+    return [line.split(maxsplit=1)[1] for line in LINES if line.startswith(f"{word} ")]
+
+
+def test_the_base_is_pinned_and_python_is_one_that_we_support():
+    (base,) = [line.removeprefix("PYTHON_IMAGE=") for line in of("ARG") if line.startswith("PYTHON_IMAGE")]
+    version = re.fullmatch(r"python:(\d+\.\d+)\.\d+-slim-\w+", base)
+    assert version and {line.split()[0] for line in of("FROM")} == {"${PYTHON_IMAGE}"}
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert wanted == f">={version[1]}"
+
+
+def test_everything_is_installed_in_the_tested_versions():
+    installs = re.findall(r"pip install ((?:(?!pip install|&&|;;).)*)", " ".join(of("RUN")))
+    assert len(installs) == 4
+    assert all("--constraint constraints.txt" in each or "torch==' constraints.txt" in each for each in installs)
+
+
+def test_it_runs_as_a_user_without_rights():
+    assert of("USER")[-1] == "1000:1000"
+    assert TEXT.index("USER ") > TEXT.rindex("COPY ")
+
+
+def test_what_is_copied_is_there_and_not_ignored():
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    for line in of("COPY"):
+        *sources, _ = [word for word in line.split() if not word.startswith("--")]
+        for source in sources:
+            if not source.startswith("/"):
+                assert (ROOT / source).exists() and f"!{source}" in ignored
+    assert {"*", "deploy/.env", "deploy/kubernetes/*.env"} <= set(ignored)
+
+
+def test_no_host_is_named_but_this_one():
+    assert set(re.findall(r"https?://([^/:]+)", TEXT)) == {"127.0.0.1"}
+
+
+def test_its_health_is_that_of_the_worker_that_it_runs():
+    port = WorkerWebserverSettings.model_fields["port"].default
+    assert f"http://127.0.0.1:{port}/health" in of("HEALTHCHECK")[0] and "--with-healthcheck" in of("CMD")[0]

@@ -1,0 +1,127 @@
+"""`deploy/kubernetes`: by Kubernetes' schemas; secrets by reference; ports, names and commands that fit together."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.deploy.compose_file import DEPLOY, answers, compose, example
+from tests.deploy.known_variables import unknown
+from tests.deploy.test_compose import LISTENS, SECRET
+from tests.deploy.test_prefect_yaml import POOLS
+
+FOLDER = DEPLOY / "kubernetes"
+VERSION = "1.33"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
+MANIFESTS = [each for path in FILES for each in yaml.safe_load_all(path.read_text())]
+SECRETS = {each["name"]: example(FOLDER / f"{each['envs'][0]}.example") for each in KUSTOMIZATION["secretGenerator"]}
+SETTINGS = {
+    each["name"]: dict(line.split("=", 1) for line in each["literals"]) for each in KUSTOMIZATION["configMapGenerator"]
+}
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    for manifest in MANIFESTS:
+        if manifest["kind"] in ("Deployment", "StatefulSet", "Job"):
+            yield manifest["metadata"]["name"], manifest["spec"]["template"]["spec"]
+
+
+PODS = dict(pods())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_manifest_is_as_its_schema_wants_it(path):
+    for manifest in yaml.safe_load_all(path.read_text()):
+        kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+def test_a_misspelt_field_is_noticed():
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"selectors": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(service, VERSION, strict=True)
+
+
+def test_every_file_is_used_or_offered():
+    named = set(KUSTOMIZATION["resources"])
+    assert {path.name for path in FILES} - named == {"gpu-worker.yaml"}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which builds a kustomization, is not here")
+def test_kubectl_builds_it_with_one_pinned_image_for_all(tmp_path: Path):
+    shutil.copytree(FOLDER, tmp_path / "k")
+    for name in ("run", "servers"):
+        filled = "".join(f"{key}=x\n" for key in example(FOLDER / f"{name}.env.example"))
+        (tmp_path / "k" / f"{name}.env").write_text(filled)
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path / "k")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    for manifest in built:
+        kubernetes_validate.validate(manifest, VERSION, strict=True)
+    (image,) = set(re.findall(r"image: (\S+)", done.stdout))
+    assert re.search(r":\d+\.\d+", image) and f"value: {image}" in done.stdout  # flow runs have it too
+    assert {each["metadata"].get("namespace") for each in built if each["kind"] != "Namespace"} == {"alignflow"}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_variables_are_known_and_secrets_are_references(name):
+    (container,) = PODS[name]["containers"]
+    for variable in container.get("env", []):
+        reference = variable["name"].endswith(("_SECRET_NAME", "_SECRET_KEY"))
+        assert reference or not SECRET.search(variable["name"])
+        assert unknown({variable["name"]}) == set()
+    for source in container["envFrom"]:
+        ((kind, named),) = source.items()
+        assert named["name"] in (SECRETS if kind == "secretRef" else SETTINGS)
+
+
+def test_what_is_generated_has_known_variables_and_no_value_of_a_secret():
+    for variables in (*SECRETS.values(), *SETTINGS.values()):
+        assert unknown(variables) == set()
+    assert all(set(variables.values()) == {""} for variables in SECRETS.values())
+    assert not any(SECRET.search(name) for variables in SETTINGS.values() for name in variables)
+
+
+def test_what_the_template_and_the_worker_refer_to_is_there():
+    (run,) = POOLS["kubernetes"]["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    assert run["envFrom"] == PODS["align-worker"]["containers"][0]["envFrom"]
+    given = {each["name"]: each["value"] for each in PODS["align-worker"]["containers"][0]["env"]}
+    prefix = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET"
+    assert given[f"{prefix}_KEY"] in SECRETS[given[f"{prefix}_NAME"]]
+    assert given["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] == KUSTOMIZATION["namespace"]
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_may_nothing_and_says_what_it_takes(name):
+    pod, (container,) = PODS[name], PODS[name]["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["enableServiceLinks"] is False
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["image"] == "alignflow" and container["resources"]["limits"]["memory"]
+    ports = {port["name"] for port in container.get("ports", [])}
+    probes = [container[each]["httpGet"]["port"] for each in container if each.endswith("Probe")]
+    assert set(probes) <= ports and (probes or name == "align-setup")
+
+
+@pytest.mark.parametrize("name", ["prefect", "mlflow"])
+def test_a_server_is_started_as_compose_starts_it_and_found_where_it_listens(name):
+    (container,) = PODS[name]["containers"]
+    assert container["args"] == compose(answers())["services"][name]["command"]
+    assert container["ports"][0]["containerPort"] == LISTENS[name]
+    (service,) = [each for each in MANIFESTS if each["kind"] == "Service" and each["metadata"]["name"] == name]
+    assert service["spec"]["ports"][0]["port"] == LISTENS[name]
+    asked = SETTINGS["align-settings"]["PREFECT_API_URL" if name == "prefect" else "MLFLOW_TRACKING_URI"]
+    assert asked.removesuffix("/api") == f"http://{name}:{LISTENS[name]}"
+
+
+def test_the_worker_with_a_gpu_gets_one_on_a_node_that_has_it():
+    pod = PODS["align-gpu-worker"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}

@@ -67,16 +67,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _registry_verbs(verbs: Any) -> None:
+    retrain = verbs.add_parser("retrain", help="train if data or base changed, and promote what beats the champion")
+    retrain.add_argument("recipe", type=Path, metavar="RECIPE")
+    retrain.add_argument("overrides", nargs="*", metavar="stage.field=value", help="fields that differ from the recipe")
+    retrain.add_argument("--exec", action="append", default=[], metavar="NAME=VALUE", dest="execution")
+    retrain.add_argument("--stage", metavar="STAGE", help="that makes the model; by default the last complete one")
+    retrain.set_defaults(verb="retrain")
     promote = verbs.add_parser("promote", help="register a complete model in MLflow, through a gate if one is given")
     promote.add_argument("what", metavar="STAGE", help="RUN:stage, or the beginning of a key: a merge, say")
     promote.add_argument("--as", required=True, dest="alias", metavar="ALIAS", help="candidate or champion")
-    promote.add_argument("--must", action="append", default=[], metavar="CONDITION",
-                         help="'win_rate_low>0.5' or 'check_rate>=champion-0.02', say; any number of them")  # fmt: skip
-    promote.add_argument("--report", metavar="STAGE", help="the evaluate stage that measured it, if there are several")
     promote.set_defaults(verb="promote")
+    for sub in (retrain, promote):
+        sub.add_argument("--must", action="append", default=[], metavar="CONDITION",
+                         help="'win_rate_low>0.5' or 'check_rate>=champion-0.02', say; any number of them")  # fmt: skip
+        sub.add_argument("--report", metavar="STAGE", help="the evaluate stage that measured it, if there are several")
     rollback = verbs.add_parser("rollback", help="make the champion before the champion again")
     rollback.set_defaults(verb="rollback")
-    for sub in (promote, rollback):
+    for sub in (retrain, promote, rollback):
         sub.add_argument(
             "--name", metavar="MODEL", help="of the registered model; by default the recipe's, or the only one"
         )

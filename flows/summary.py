@@ -113,5 +113,11 @@ def mlflow_link(record: RunRecord) -> str | None:
 
 def mlflow_page(run: str | None) -> str | None:
     """Where MLflow's pages show one of its runs, if there is a server with pages."""
+    address = mlflow_address()
+    return f"{address}/#/runs/{run}" if address and run is not None else None
+
+
+def mlflow_address() -> str:
+    """Of the server's pages; nothing if there is none."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return f"{uri.rstrip('/')}/#/runs/{run}" if uri.startswith("http") and run is not None else None
+    return uri.rstrip("/") if uri.startswith("http") else ""

@@ -121,6 +121,16 @@ def _sync(args: argparse.Namespace) -> int:
     return sync(as_json=args.json)
 
 
+def _retrain(args: argparse.Namespace) -> int:
+    from flows.run import retrain_recipe
+    from pipelines.assignments import parse_assignments
+
+    given = {"model": args.name, "stage": args.stage, "report": args.report, "must": args.must or None}
+    overrides, execution = parse_assignments(args.overrides, "override"), parse_assignments(args.execution, "--exec")
+    given |= {"recipe": str(args.recipe), "overrides": overrides, "execution": execution}
+    return retrain_recipe({name: value for name, value in given.items() if value is not None}, as_json=args.json)
+
+
 def _promote(args: argparse.Namespace) -> int:
     from flows.promoting import show_promotion
 
@@ -173,8 +183,8 @@ def _completion(args: argparse.Namespace) -> int:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run, "plan": _plan, "runs": _runs, "show": _show, "logs": _logs, "open": _open, "compare": _compare,
-    "gc": _gc, "sync": _sync, "promote": _promote, "rollback": _rollback, "chat": _chat, "up": _up, "down": _down,
-    "doctor": _doctor, "completion": _completion,
+    "gc": _gc, "sync": _sync, "retrain": _retrain, "promote": _promote, "rollback": _rollback, "chat": _chat,
+    "up": _up, "down": _down, "doctor": _doctor, "completion": _completion,
 }  # fmt: skip
 
 prepare_services(align_home())

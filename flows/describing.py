@@ -99,9 +99,11 @@ def _gate(alias: str, verdicts: Sequence[Verdict]) -> list[str]:
     lines = [
         f"- `{verdict.condition}`: {verdict.got:.4g}"
         + (f", wanted {verdict.wanted:.4g}" if verdict.wanted is not None else ", and there was no champion before")
+        + ("" if verdict.passed else ": failed")
         for verdict in verdicts
     ]
-    return [f"### Became `{alias}` through", "\n".join(lines)]
+    became = f"Became `{alias}` through" if all(verdict.passed for verdict in verdicts) else f"Did not become `{alias}`"
+    return [f"### {became}", "\n".join(lines)]
 
 
 def _stages(model: Made) -> str:

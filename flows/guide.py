@@ -117,6 +117,18 @@ GROUPS: Mapping[str, Mapping[str, Guide]] = {
                 "align chat last:dpo --temperature 0": "an adapter on its base, the likeliest token each time",
             },
         ),
+        "retrain": Guide(
+            "train if data or base changed, and promote what beats the champion",
+            "Runs a recipe if its data or base are others than when the champion was decided, measures the new model "
+            "and the champion on the same held-out prompts, and promotes it if it meets the conditions; else the "
+            "champion stays, and the condition that failed is named with its figures. The same that the deployment "
+            "align-retrain does on a schedule.",
+            {
+                "align retrain pipelines/quickstart.yaml": "the last complete model of it against the champion",
+                "align retrain pipelines/quickstart.yaml --must 'win_rate_low>0.5' --must 'check_rate>=champion'":
+                    "only if it surely wins, and passes as many checks",
+            },
+        ),
         "promote": Guide(
             "register a complete model in MLflow, through a gate if one is given",
             "Makes a complete model a version in MLflow's registry and gives it an alias. Conditions are read off "

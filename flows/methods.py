@@ -7,24 +7,22 @@ can be run again, and changed, on the command line.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import flows.align  # noqa: F401  (it readies what Prefect reads when it is imported)
 
 # isort: split
-from prefect import Flow, State, flow
+from prefect import Flow
 
-from artifacts.fingerprint import digest
 from flows.branching import earlier_stages
-from flows.form_fields import ABOUT_DATA, Shown, compare_fields, form_fields, method_fields
+from flows.form_fields import ABOUT_DATA, compare_fields, form_fields, method_fields
+from flows.form_flow import form_flow, write_recipe
 from flows.home import align_home
 from flows.planning import Wanted
-from flows.stages import answer, run_stages
+from flows.stages import run_stages
 from pipelines.forms import Form, methods, needed_data, recipe_of
 from tasks.registry import stage_class
 
@@ -47,40 +45,16 @@ def wanted_of(name: str, chosen: Mapping[str, Mapping[str, Any]], given: Mapping
     )  # fmt: skip
     recipe = recipe_of(chosen, form, name=given["experiment"], seed=given["seed"])
     until = given["until"] if given["until"] != "the end" else None
+    path = write_recipe(name, recipe, f"From the form {name}.")
     return Wanted(
-        _written(name, recipe),
-        given["overrides"],
-        given["execution"],
-        until=until,
-        refresh=tuple(given["refresh"]),
-        from_form=True,
+        path, given["overrides"], given["execution"], until=until, refresh=tuple(given["refresh"]), from_form=True
     )
 
 
 def _found(source: str) -> str:
-    """A shipped file by its whole path; anything else as it is."""
-    return str(SHIPPED / source) if (SHIPPED / source).exists() else source
-
-
-def _written(name: str, recipe: dict[str, Any]) -> Path:
-    folder = align_home() / "recipes"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{digest(recipe)[:12]}.yaml"
-    path.write_text(f"# From the form {name}.\n{yaml.safe_dump(recipe, sort_keys=False, width=120)}")
-    return path
-
-
-def _flow(name: str, text: str, fields: list[Shown], run: Callable[[dict[str, Any]], Wanted]) -> Flow[Any, Any]:
-    """A flow whose parameters are `fields`."""
-
-    def body(**given: Any) -> dict[str, Any] | State[Any]:
-        return answer(lambda: run_stages(run({field.name: field.default for field in fields} | given)))
-
-    body.__name__ = body.__qualname__ = name.replace("-", "_")
-    body.__doc__ = text
-    parameters = [field.parameter() for field in fields]
-    body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Prefect's form follows it
-    return flow(name=name, description=text, validate_parameters=True, persist_result=False)(body)
+    """A shipped file by its whole path; anything else as it is, whether or not it is there."""
+    path = (SHIPPED / source).resolve()
+    return str(path) if path.is_relative_to(SHIPPED) and path.exists() else source
 
 
 def method_flow(uses: str) -> Flow[Any, Any]:
@@ -95,7 +69,7 @@ def method_flow(uses: str) -> Flow[Any, Any]:
         return wanted_of(name, {uses: settings}, given)
 
     text = inspect.getdoc(inspect.getmodule(cls)) or name
-    return _flow(name, text.splitlines()[0], fields, run)
+    return form_flow(name, text.splitlines()[0], fields, lambda given: run_stages(run(given)), __name__)
 
 
 def compare_flow() -> Flow[Any, Any]:
@@ -111,7 +85,8 @@ def compare_flow() -> Flow[Any, Any]:
         seeds = list(range(given["seed"], given["seed"] + given["seeds"]))
         return replace(wanted, sweep={f"{uses}.seed": seeds for uses in given["methods"]} if len(seeds) > 1 else {})
 
-    return _flow("align-compare", "Several methods from one SFT, evaluated alike and compared.", fields, run)
+    text = "Several methods from one SFT, evaluated alike and compared."
+    return form_flow("align-compare", text, fields, lambda given: run_stages(run(given)), __name__)
 
 
 def _example(data: list[str]) -> Form:

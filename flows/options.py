@@ -100,14 +100,18 @@ def _registry_verbs(verbs: Any) -> None:
     chat.add_argument("what", metavar="STAGE|FOLDER", help="RUN:stage, the beginning of a key, or a model folder")
     chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time")
     chat.add_argument("--max-new-tokens", type=int, default=256)
+    retrain = _verb(verbs, "retrain")
+    _fields(retrain)
+    retrain.add_argument("--stage", metavar="STAGE", help="that makes the model; by default the last complete one")
     promote = _verb(verbs, "promote")
     promote.add_argument("what", metavar="STAGE", help="RUN:stage, or the beginning of a key: a merge, say")
     promote.add_argument("--as", required=True, dest="alias", metavar="ALIAS", help="candidate or champion")
-    promote.add_argument("--must", action="append", default=[], metavar="CONDITION",
+    for sub in (retrain, promote):
+        sub.add_argument("--must", action="append", default=[], metavar="CONDITION",
                          help="'win_rate_low>0.5' or 'check_rate>=champion-0.02', say; any number of them")  # fmt: skip
-    promote.add_argument("--report", metavar="STAGE", help="the evaluate stage that measured it, if there are several")
+        sub.add_argument("--report", metavar="STAGE", help="the evaluate stage that measured it, if there are several")
     rollback = _verb(verbs, "rollback")
-    for sub in (promote, rollback):
+    for sub in (retrain, promote, rollback):
         sub.add_argument(
             "--name", metavar="MODEL", help="of the registered model; by default the recipe's, or the only one"
         )
@@ -126,11 +130,7 @@ def _server_verbs(verbs: Any) -> None:
 
 def _recipe_verb(verbs: Any, name: str) -> argparse.ArgumentParser:
     parser = _verb(verbs, name, answers_json=False)
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as pipelines/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="stage.field=value",
-                        help="fields that differ from the recipe; a|b makes a branch for each value")  # fmt: skip
-    parser.add_argument("--exec", action="append", default=[], metavar="NAME=VALUE", dest="execution",
-                        help="how to run, such as threads=2; never changes a result")  # fmt: skip
+    _fields(parser, "; a|b makes a branch for each value")
     parser.add_argument("--until", metavar="STAGE", help="this stage and what it needs, no more")
     parser.add_argument("--refresh", action="append", default=[], metavar="STAGE",
                         help="make this stage, and so what follows, afresh; any number of them")  # fmt: skip
@@ -138,6 +138,15 @@ def _recipe_verb(verbs: Any, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--strict-env", action="store_true", help="let library versions count as part of the keys")
     parser.add_argument("--json", action="store_true", help="one object on standard output, all else on standard error")
     return parser
+
+
+def _fields(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """A recipe, what differs from it, and how to run it."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as pipelines/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="stage.field=value",
+                        help=f"fields that differ from the recipe{more}")  # fmt: skip
+    parser.add_argument("--exec", action="append", default=[], metavar="NAME=VALUE", dest="execution",
+                        help="how to run, such as threads=2; never changes a result")  # fmt: skip
 
 
 def _whole(text: str) -> int:

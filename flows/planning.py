@@ -41,7 +41,7 @@ class Wanted:
     refresh: tuple[str, ...] = ()
     """Stages to make afresh."""
     from_form: bool = False
-    """Whether the recipe was written here, from a form."""
+    """Whether the recipe was written here, from a form or from a recipe that was looked at."""
 
 
 @dataclass(frozen=True)

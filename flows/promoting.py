@@ -10,16 +10,27 @@ from typing import Any
 from artifacts.errors import AlignError, UserError
 from artifacts.locking import held
 from artifacts.store import Store
+from flows.champion_event import tell_champion
 from flows.describing import description, stored_figures, tags_of
 from flows.home import align_home
 from flows.measuring import Made, find_model, find_report, measured
 from flows.mlflow_server import MlflowServer
 from flows.tables import gate_table
 from flows.versions import CANDIDATE, CHAMPION, PREVIOUS, Versions, only_champion
-from pipelines.gate import Condition, Verdict, conditions, judge
+from pipelines.gate import Condition, Measured, Verdict, conditions, judge
 from pipelines.problems import did_you_mean
 
 ALIASES = (CANDIDATE, CHAMPION)
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """The champion as it was measured anew, beside the model that is to take its place."""
+
+    version: str | None
+    """None: there was no champion."""
+    report: str | None = None
+    """The evaluate stage that measured it, as `RUN:name`."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,13 @@ class Promotion:
 
 def promote(
     stage: str, alias: str, *, name: str | None = None, must: Sequence[str] | Mapping[str, Any] = (),
-    report: str | None = None,
+    report: str | None = None, over: Opponent | None = None,
 ) -> Promotion:  # fmt: skip
     """Register a complete model and put an alias on it, if it meets all conditions; else change nothing.
 
-    Raises UserError for what is wrong with the request, or an MLflow that does not answer.
+    The champion's figures are those that its version carries. With `over` they are those of a report made for this,
+    and a model that does not meet the conditions is a version too, without an alias. Raises UserError for what is
+    wrong with the request, or an MLflow that does not answer.
     """
     if alias not in ALIASES:
         raise UserError(f"--as: wanted {' or '.join(ALIASES)}, got {alias!r}{did_you_mean(alias, ALIASES)}")
@@ -75,20 +88,25 @@ def promote(
         raise UserError(f"{stage}: no run of it is left whose recipe could name the model; name it with --name")
     server = MlflowServer.reach(store.home)
     with server.answering(), held(store.home / "locks" / "promotion", wait=True):
-        return _promoted(model, found, Versions(server, name), server, alias, gate)
+        return _promoted(model, found, Versions(server, name), server, alias, gate, over)
 
 
 def _promoted(
-    model: Made, report: Made | None, versions: Versions, server: MlflowServer, alias: str, gate: Sequence[Condition]
-) -> Promotion:
-    champion = versions.at(CHAMPION) if any(condition.champion for condition in gate) else None
+    model: Made, report: Made | None, versions: Versions, server: MlflowServer, alias: str,
+    gate: Sequence[Condition], over: Opponent | None,
+) -> Promotion:  # fmt: skip
     verdicts: list[Verdict] = []
     if report is not None:
-        verdicts = judge(gate, measured(report), stored_figures(champion) if champion is not None else None)
+        verdicts = judge(gate, measured(report), _champions_figures(versions, gate, over, model.store))
     number, new = None, False
-    if promoted := all(verdict.passed for verdict in verdicts):
+    promoted = all(verdict.passed for verdict in verdicts)
+    if promoted or over is not None:
         number, new = _registered(model, report, versions, server, alias, verdicts)
+    if promoted and number is not None:
+        before = versions.aliases.get(CHAMPION)
         versions.move(alias, number)
+        if alias == CHAMPION and before != number:
+            tell_champion(versions.name, number, before, "promote")
     aliases = versions.aliases
     return Promotion(
         versions.name, alias, promoted, number, new, model.manifest.key, model.manifest.digest,
@@ -97,10 +115,28 @@ def _promoted(
     )  # fmt: skip
 
 
+def _champions_figures(
+    versions: Versions, gate: Sequence[Condition], over: Opponent | None, store: Store
+) -> Measured | None:
+    """None where there is no champion, or nothing asks for it."""
+    if over is not None:
+        if (number := versions.aliases.get(CHAMPION)) != over.version:
+            raise UserError(
+                f"{versions.name}: its champion is version {number} by now, and version {over.version} is what this "
+                "was measured against; run it again"
+            )
+        return measured(Made.find(over.report, store)) if over.report is not None else None
+    champion = versions.at(CHAMPION) if any(condition.champion for condition in gate) else None
+    return stored_figures(champion) if champion is not None else None
+
+
 def _registered(
     model: Made, report: Made | None, versions: Versions, server: MlflowServer, alias: str, verdicts: Sequence[Verdict]
 ) -> tuple[str, bool]:
-    """The number of the model's version, and whether it is new; one that is there gets a newer report's figures."""
+    """The number of the model's version, and whether it is new; one that is there gets a newer report's figures.
+
+    But not those with which it failed: as it stands there it has been judged before, and may be in use.
+    """
     manifest = model.manifest
     run = server.run_of(manifest.key, manifest.digest)
     if run is None:
@@ -112,7 +148,7 @@ def _registered(
     there = versions.with_digest(manifest.digest)
     if there is None:
         return versions.make(run, tags_of(model, report), said), True
-    if report is not None:
+    if report is not None and all(verdict.passed for verdict in verdicts):
         versions.rewrite(str(there.version), tags_of(model, report), said)
     return str(there.version), False
 
@@ -148,6 +184,7 @@ def roll_back(*, name: str | None, as_json: bool) -> int:
     with server.answering(), held(home / "locks" / "promotion", wait=True):
         versions = Versions(server, name or only_champion(server))
         champion, previous = versions.roll_back()
+        tell_champion(versions.name, champion, previous, "rollback")
     if as_json:
         print(json.dumps({"model": versions.name, "champion": champion, "previous": previous}))
     else:

@@ -1,4 +1,4 @@
-"""`align run`: the flow, watched from a terminal, and its answer as tables or as JSON."""
+"""`align run` and `align retrain`: a flow, watched from a terminal, and its answer as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from flows.addresses import without_secrets
 from flows.colours import coloured
 from flows.home import align_home
 from flows.planning import Wanted, plan_of
+from flows.tables import gate_table
 from flows.watch import WATCHER, TerminalWatcher, Watcher
 
 
@@ -25,18 +28,14 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
     store = Store(home)
     plan = plan_of(wanted, store)
     store.check_writable(0)
-    watcher = Watcher() if quiet else TerminalWatcher()
-    WATCHER.set(watcher)
     print(f"{len(plan.stages)} stages; outputs go to {home}", file=sys.stderr)
-    _quieten()
-    from httpx import HTTPError
-
-    from flows.align import align
-
-    signal.signal(signal.SIGTERM, _as_ctrl_c)
     failure: AlignError | None = None
     prefect_left = False
-    with watcher.showing() if isinstance(watcher, TerminalWatcher) else _nothing():
+    with watched(quiet=quiet) as watcher:
+        from httpx import HTTPError
+
+        from flows.align import align
+
         try:
             align(
                 str(wanted.recipe), dict(wanted.overrides), dict(wanted.execution), wanted.until, wanted.strict_env,
@@ -52,6 +51,37 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
         sys.stdout.flush()
         os._exit(status)  # its exit handlers would try to reach it for minutes; all of ours is done
     return status
+
+
+def retrain_recipe(given: Mapping[str, Any], *, as_json: bool) -> int:
+    """`align retrain`: the flow that is scheduled, once and here; prints what became of it."""
+    with watched(quiet=False):
+        from httpx import HTTPError
+
+        from flows.retrain import align_retrain
+
+        try:
+            done = align_retrain(**given)
+        except HTTPError as error:  # Prefect's
+            raise UserError(f"Prefect can't be reached: {error}; start its server, or unset PREFECT_API_URL") from error
+    if as_json:
+        print(json.dumps(done))
+        return 0
+    if done["conditions"]:
+        print(gate_table(done["conditions"]))
+    print(done["said"])
+    return 0
+
+
+@contextmanager
+def watched(*, quiet: bool) -> Iterator[Watcher]:
+    """For a flow within this block: bars or lines on the terminal, no log of Prefect's, SIGTERM as Ctrl-C."""
+    watcher = Watcher() if quiet else TerminalWatcher()
+    WATCHER.set(watcher)
+    _quieten()
+    signal.signal(signal.SIGTERM, _as_ctrl_c)
+    with watcher.showing() if isinstance(watcher, TerminalWatcher) else nullcontext():
+        yield watcher
 
 
 def _quieten() -> None:
@@ -81,12 +111,6 @@ def _without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignErr
 def _as_ctrl_c(number: int, frame: object) -> None:
     """Whoever ends the run with SIGTERM gets what Ctrl-C gives: saved work, no orphan, and status 130."""
     raise KeyboardInterrupt
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _answer(home: Path, run_id: str | None, failure: AlignError | None, as_json: bool) -> int:

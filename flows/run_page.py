@@ -71,6 +71,11 @@ def show_report(summary: str, run_id: str, tracker: Tracker) -> None:
             _tell(partial(_image, name, f"{what}: run {inert(run_id)}", picture))
 
 
+def show_decision(text: str, description: str) -> None:
+    """What a retraining came to, in Markdown."""
+    _tell(lambda: create_markdown_artifact(text, key="decision", description=description))
+
+
 def _image(name: str, description: str, picture: Path) -> None:
     """Within the artifact itself, so that it is seen by whoever sees the page, MLflow or not."""
     data = base64.b64encode(picture.read_bytes()).decode()

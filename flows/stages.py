@@ -39,9 +39,11 @@ from flows.watch import Watcher, watcher
 from pipelines.plan import Plan, Planned
 from pipelines.reasons import Verdict, verdicts
 
+Answer = dict[str, Any] | State[Any]
 
-def answer(run: Callable[[], dict[str, Any]]) -> dict[str, Any] | State[Any]:
-    """What a flow gives: its run's record or, on a server's pages, a failure in our words alone.
+
+def answer(run: Callable[[], Answer]) -> Answer:
+    """What a flow gives: what became of its run or, on a server's pages, a failure in our words alone.
 
     Whoever calls a flow from Python gets the error itself.
     """

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -22,6 +22,7 @@ Aligned models; aliases say which is which:
 - `champion` is the one in use; `align promote STAGE --as champion` moves it, through a gate if one is given (`--must`)
 - `previous` was the champion before; `align rollback --name {name}` swaps the two
 - `candidate` waits
+- a version without an alias was measured against the champion by `align-retrain` and lost
 
 A recipe takes one as its base, or in `adopt`, with `source: models:/{name}@champion`.
 
@@ -35,7 +36,7 @@ class Versions:
     def __init__(self, server: MlflowServer, name: str) -> None:
         if not name or set(name) & set(NOT_IN_NAMES):
             raise UserError(f"--name: wanted a name without any of {' '.join(NOT_IN_NAMES)}, got {name!r}")
-        self.client, self.name = server.client, name
+        self.server, self.client, self.name = server, server.client, name
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -53,10 +54,13 @@ class Versions:
         number = self.aliases.get(alias)
         return None if number is None else self.client.get_model_version(self.name, number)
 
+    def all(self) -> Sequence[ModelVersion]:
+        """Every version."""
+        return list(self.client.search_model_versions(f"name = '{self.name}'"))
+
     def with_digest(self, digest: str) -> ModelVersion | None:
         """The version that is these bytes."""
-        found = self.client.search_model_versions(f"name = '{self.name}'")
-        return next((version for version in found if version.tags.get(DIGEST_TAG) == digest), None)
+        return next((version for version in self.all() if version.tags.get(DIGEST_TAG) == digest), None)
 
     def make(self, run: str, tags: Mapping[str, str], description: str) -> str:
         """A new version, of the output in a stage's run; gives its number."""
@@ -73,8 +77,12 @@ class Versions:
     def rewrite(self, number: str, tags: Mapping[str, str], description: str) -> None:
         """Let a version that is there say something newer."""
         for name, value in tags.items():
-            self.client.set_model_version_tag(self.name, number, name, value)
+            self.tag(number, name, value)
         self.client.update_model_version(self.name, number, description)
+
+    def tag(self, number: str, name: str, value: str) -> None:
+        """Let a version carry this."""
+        self.client.set_model_version_tag(self.name, number, name, value)
 
     def move(self, alias: str, number: str) -> None:
         """Put an alias on a version; a champion that makes way stays as `previous`."""

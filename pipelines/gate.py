@@ -142,9 +142,14 @@ def _problems(condition: Condition, mine: Measured, champion: Measured | None) -
     ]
 
 
+def decides(metric: str) -> tuple[str, ...] | None:
+    """What of an evaluation decides this figure, or the end of an interval, beside `ALWAYS`; None: everything."""
+    return DECIDES.get(metric.removesuffix("_low").removesuffix("_high"))
+
+
 def _differences(metric: str, mine: Mapping[str, Any], champions: Mapping[str, Any]) -> list[str]:
-    stem = metric.removesuffix("_low").removesuffix("_high")
-    names = [*ALWAYS, *DECIDES[stem]] if stem in DECIDES else sorted({*mine, *champions})
+    own = decides(metric)
+    names = sorted({*mine, *champions}) if own is None else [*ALWAYS, *own]
     return [
         f"{name} {_short(mine.get(name))} (the champion's: {_short(champions.get(name))})"
         for name in names

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from artifacts.errors import ServerError
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 NAME = "align: killed flow runs are Crashed"
 MISSED = 4
 """Heartbeats that must be missing, so that a busy or sleeping machine costs no healthy run its state."""
-ENDS = ("Completed", "Failed", "TimedOut", "Cancelled", "Crashed", "Cancelling", "Paused", "Suspended", "AwaitingRetry")
+ENDS = (
+    "Completed", "Promoted", "Kept", "Unchanged", "Failed", "TimedOut", "Cancelled", "Crashed", "Cancelling", "Paused",
+    "Suspended", "AwaitingRetry",
+)  # fmt: skip
+"""Names of states in which no heartbeat is missed; a retraining that is completed says what became of it."""
 PATIENCE_S = 120.0
 
 
@@ -34,31 +38,6 @@ def wait_for_prefect() -> None:
         if time.monotonic() > deadline:
             raise ServerError(f"Prefect does not answer: {problem}")
         time.sleep(0.5)
-
-
-def install_crash_rule() -> None:
-    """Make the rule, or renew it if it was another; Prefect's client tries again where its database is locked.
-
-    One that is as it should be is left alone: with an update Prefect forgets the heartbeats that it has seen.
-    """
-    from prefect.client.orchestration import get_client
-
-    wanted = crash_rule()
-    with get_client(sync_client=True) as client:
-        found = client.read_automations_by_name(NAME)
-        if not found:
-            client.create_automation(wanted)
-            return
-        for one in found[1:]:
-            client.delete_automation(one.id)
-        wanted.enabled = found[0].enabled  # whoever switched it off wants it off
-        if _meaning(found[0]) != _meaning(wanted):
-            client.update_automation(found[0].id, wanted)
-
-
-def _meaning(rule: AutomationCore) -> dict[str, Any]:
-    """What the server keeps of a rule, without the numbers that it gives."""
-    return rule.model_dump(include={"description", "trigger", "actions"}, exclude={"trigger": {"id"}})
 
 
 def crash_rule() -> AutomationCore:

@@ -75,7 +75,7 @@ class Shop:
 
     def align(self, *words: str, cwd: Path = ROOT, given: str = "", **environment: str) -> Answer:
         process = self.start(*words, cwd=cwd, **environment)
-        out, err = process.communicate(given, timeout=600)
+        out, err = process.communicate(given, timeout=1800)
         assert "Traceback" not in err, err
         return Answer(process.returncode, out, err)
 

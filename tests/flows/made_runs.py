@@ -25,9 +25,15 @@ class MadeRuns:
     def __init__(self, store: Store, write_recipe: Callable[..., Path], model: Path) -> None:
         self.store, self.write_recipe, self.model = store, write_recipe, model
         self.held_out = HELD_OUT
+        self.own_bytes = True
+        """Whether each complete model is another."""
 
     def __call__(self, figures: Mapping[str, float], *, tracked: bool = True, **changes: Any) -> str:
         """Another run, in MLflow unless it is not `tracked`; changes are `stage__field`, or a whole stage. Its id."""
+        return self.run(Wanted(self.write(**changes)), lambda planned: figures, tracked=tracked).run_id
+
+    def write(self, **changes: Any) -> Path:
+        """The recipe with changes."""
         recipe = chain()
         recipe["stages"]["pairs"]["test_source"] = "held_out.jsonl"
         for name, value in changes.items():
@@ -36,16 +42,22 @@ class MadeRuns:
         path = self.write_recipe(recipe)
         write_rows(path.parent / "held_out.jsonl", self.held_out)
         write_rows(path.parent / "more.jsonl", [*PAIRS, {"prompt": "Say six.", "chosen": "six", "rejected": "no"}])
-        plan = plan_of(Wanted(path), self.store)
+        return path
+
+    def run(
+        self, wanted: Wanted, figures: Callable[[Planned], Mapping[str, float]], *, tracked: bool = True
+    ) -> RunRecord:
+        """A run of a recipe, in which each report has these figures."""
+        plan = plan_of(wanted, self.store)
         run_id = f"recipe-{len(list((self.store.home / 'runs').glob('*.json')))}"
         for planned in plan.stages:
             if not self.store.folder(planned.uses, planned.key).exists():
-                self._commit(planned, figures)
+                self._commit(planned, figures(planned))
                 TrackedStage(self.store, planned.uses, planned.key).note(planned, "recipe", run_id)
-        self._record(plan, run_id)
+        record = self._record(plan, run_id)
         if tracked:
             self.send()
-        return run_id
+        return record
 
     def send(self) -> None:
         """Bring all that was made to MLflow."""
@@ -61,7 +73,7 @@ class MadeRuns:
         metrics: dict[str, float] = {}
         if planned.handle.kind == "checkpoint":
             shutil.copytree(self.model, out, dirs_exist_ok=True)
-            (out / "README.md").write_text(planned.key)
+            (out / "README.md").write_text(planned.key if self.own_bytes else "")
         elif planned.handle.kind == "report":
             metrics = {f"eval/{name}": value for name, value in figures.items()} | {"eval/prompts": 1.0}
             written = {"row": 1, "prompt": "Say five.", "completion": "five", "completion_ids": [5], "truncated": False}
@@ -80,10 +92,13 @@ class MadeRuns:
             fields=planned.stage.settings(), metrics=metrics, seconds=1.0, source_digest="",
         )  # fmt: skip
 
-    def _record(self, plan: Plan, run_id: str) -> None:
+    def _record(self, plan: Plan, run_id: str) -> RunRecord:
         stages = [
             {"name": each.label, "uses": each.uses, "key": each.key, "status": "ran", "seconds": 1.0,
-             "path": str(self.store.folder(each.uses, each.key) / "out"), "metrics": {}, "error": None}
+             "path": str(self.store.folder(each.uses, each.key) / "out"), "digest": each.handle.digest(),
+             "metrics": {}, "error": None}
             for each in plan.stages
         ]  # fmt: skip
-        RunRecord(str(plan.recipe.path), run_id, None, None, stages).save(self.store.home)
+        record = RunRecord(str(plan.recipe.path), run_id, None, None, stages)
+        record.save(self.store.home)
+        return record

@@ -54,7 +54,7 @@ def test_settings_of_a_method_have_its_own_defaults_and_limits(uses: str) -> Non
 
 def test_each_method_is_a_deployment_of_its_own() -> None:
     served = {each.name: each.entrypoint for each in deployments()}
-    assert set(served) == {"align", "align-compare", *(f"align-{uses}" for uses in methods())}
+    assert set(served) == {"align", "align-compare", "align-retrain", *(f"align-{uses}" for uses in methods())}
     assert served["align-dpo"] == "flows.methods.align_dpo"
 
 

@@ -6,38 +6,19 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from artifacts.store import Store
 from flows.cli import main
-from flows.mlflow_server import MlflowServer
 from flows.planning import Wanted, plan_of
 from flows.records import find_record
 from tests.e2e.servers import free_port
-from tests.flows.made_runs import MadeRuns
+from tests.flows.conftest import aliases
 
 GOOD = {"check_rate": 0.5, "win_rate": 0.6, "win_rate_low": 0.55, "win_rate_high": 0.65}
 BETTER = {"check_rate": 0.75, "win_rate": 0.7, "win_rate_low": 0.65, "win_rate_high": 0.75}
 WORSE = {"check_rate": 0.25, "win_rate": 0.5, "win_rate_low": 0.45, "win_rate_high": 0.55}
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty one of MLflow's, which takes longer to make than all else here."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowServer(folder)
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def train(store: Store, write_recipe: Callable[..., Path], tiny_llama: Any, database: Path) -> MadeRuns:
-    store.home.mkdir()
-    shutil.copy(database, store.home)
-    return MadeRuns(store, write_recipe, tiny_llama.path)
 
 
 @pytest.fixture
@@ -51,15 +32,6 @@ def align(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
         return status, out, err
 
     return said
-
-
-@pytest.fixture
-def registry(home: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
-
-
-def aliases(registry: MlflowClient, name: str = "recipe") -> dict[str, str]:
-    return {alias: str(number) for alias, number in registry.get_registered_model(name).aliases.items()}
 
 
 def count(registry: MlflowClient) -> int:

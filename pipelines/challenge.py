@@ -1,0 +1,155 @@
+"""A recipe as a challenge: the model that it makes, measured beside the champion on the same held-out rows. Pure.
+
+Where `eval_dpo` measures what is to become champion, the recipe gets two stages more and one is changed:
+
+    champion        {uses: adopt, base: base, source: "models:/assistant/3", complete: true}
+    eval_champion   is as eval_dpo, but with `policy: champion`
+    eval_dpo        as it was, but with `against: eval_champion`, so that its wins are over the champion
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.errors import UserError
+from artifacts.fingerprint import digest
+from artifacts.kinds import Model, Quantized
+from pipelines.gate import Condition, decides
+from pipelines.plan import Plan, Planned
+from pipelines.problems import Problems, did_you_mean
+from pipelines.wiring import check_stages
+from tasks.registry import stage_class
+
+CHAMPION, EVAL_CHAMPION = "champion", "eval_champion"
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """The stages of a plan that make a complete model, and measure it."""
+
+    plan: Plan
+    model: Planned
+    report: Planned
+
+    @classmethod
+    def of(cls, plan: Plan, model: str = "", report: str = "") -> Challenger:
+        """By their names in the recipe, or the last complete model that it makes and the only report of that.
+
+        Raises UserError where there is no such stage, or a choice of reports.
+        """
+        challenger = _model(plan, model)
+        return cls(plan, challenger, _report(plan, challenger, report))
+
+    @property
+    def base(self) -> Planned:
+        """The stage whose model it was trained from, through whatever came between."""
+        by_key = {planned.key: planned for planned in self.plan.stages}
+        current = self.model
+        while before := [one for one in current.stage.bound().values() if isinstance(one, Model)]:
+            current = by_key[before[0].key]
+        return current
+
+    def question(self, champion: str | None, gate: Sequence[Condition]) -> str:
+        """What a decision is about, as a digest: as long as that is the same, so is the decision.
+
+        `champion` is the digest of its bytes. The report's key stands for held-out rows, judges and settings.
+        """
+        asked = {"model": self.model.key, "report": self.report.key, "champion": champion or "",
+                 "gate": sorted(map(str, gate))}  # fmt: skip
+        return digest(asked)
+
+    def without_opponent(self, gate: Sequence[Condition]) -> list[Condition]:
+        """The conditions on wins where, without a champion, there is nobody to win over."""
+        if "against" in self.report.stage.bound():
+            return []
+        return [condition for condition in gate if "against" in (decides(condition.metric) or ())]
+
+    def recipe(self, source: str | None) -> Challenge:
+        """The whole recipe with the champion at `source` in it; without a champion, as it was."""
+        stages = located_stages(self.plan)
+        champion = eval_champion = None
+        if source is not None:
+            champion, eval_champion = (_free(name, stages) for name in (CHAMPION, EVAL_CHAMPION))
+            stages[champion] = {"uses": "adopt", "base": self.base.label, "source": source, "complete": True}
+            mine = stages[self.report.label]
+            alike = {name: value for name, value in mine.items() if name not in ("policy", "against", "refresh")}
+            stages[eval_champion] = {**alike, "policy": champion}
+            mine["against"] = eval_champion
+        recipe = self.plan.recipe
+        execution = recipe.execution.model_dump(mode="json", exclude_defaults=True)
+        whole = {"version": recipe.version, "name": recipe.name, "seed": recipe.seed, "execution": execution}
+        return Challenge({**whole, "stages": stages}, champion, eval_champion)
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A recipe, as YAML would give it, and its stages that take and measure the champion, if there is one."""
+
+    recipe: dict[str, Any]
+    champion: str | None
+    eval_champion: str | None
+
+
+def located_stages(plan: Plan) -> dict[str, dict[str, Any]]:
+    """A recipe's stages, with whole paths for files of which it said where they are from its own folder."""
+    _, bare = check_stages(plan.recipe.stages, Problems(str(plan.recipe.path)))
+    stages = {}
+    for label, fields in plan.recipe.stages.items():
+        cls = stage_class(fields["uses"])
+        before, after = bare[label].settings(), plan[label].stage.settings()
+        moved = {name: value for name, value in after.items() if value != before[name]}
+        stages[label] = {**(cls.spelled_out(fields) if moved else fields), **moved}
+    return stages
+
+
+def _model(plan: Plan, label: str) -> Planned:
+    made = [each for each in _in_order(plan) if each.handle.kind == "checkpoint" and "source" not in each.stage.outside]
+    names = [each.label for each in made]
+    if not made:
+        raise UserError(
+            f"{plan.recipe.path}: makes no complete model; add `merge: {{uses: merge, adapter: ADAPTER, data: DATA}}`"
+        )
+    if label and label not in names:
+        raise UserError(
+            f"stage: wanted one that makes a complete model, {' or '.join(names)}, got {label!r}"
+            + did_you_mean(label, names)
+        )
+    return plan[label or names[-1]]
+
+
+def _report(plan: Plan, model: Planned, label: str) -> Planned:
+    reports = [each for each in _in_order(plan) if each.handle.kind == "report"]
+    for policy in (model.key, *_as_good_as(model)):
+        found = [each.label for each in reports if each.stage.bound()["policy"].key == policy]
+        if label in found or (len(found) == 1 and not label):
+            return plan[label or found[0]]
+        if len(found) > 1 and not label:
+            raise UserError(f"report: {model.label} is evaluated more than once; wanted one of {', '.join(found)}")
+    if label:
+        raise UserError(f"report: wanted an evaluate stage that measures {model.label}, got {label!r}")
+    raise UserError(
+        f"{plan.recipe.path}: nothing measures {model.label}; add `eval: {{uses: evaluate, policy: {model.label}, "
+        "data: DATA}`"
+    )
+
+
+def _as_good_as(model: Planned) -> list[str]:
+    """The adapter that a merge put into the weights that it was trained on: the same policy up to rounding."""
+    adapter = getattr(model.stage, "adapter", None)
+    if adapter is None:
+        return []
+    across = getattr(model.stage, "into", "original") == "original" and isinstance(adapter.base, Quantized)
+    return [] if across else [adapter.key]
+
+
+def _in_order(plan: Plan) -> list[Planned]:
+    """As the recipe has them."""
+    labels = list(plan.recipe.stages)
+    return sorted(plan.stages, key=lambda each: labels.index(each.label))
+
+
+def _free(name: str, stages: Mapping[str, Any]) -> str:
+    """`name`, or with a number if a stage has it."""
+    return next(one for one in (name, *(f"{name}_{n}" for n in range(2, len(stages) + 3))) if one not in stages)

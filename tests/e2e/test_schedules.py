@@ -1,0 +1,161 @@
+"""When retraining runs, and who is told: schedules that outlive what serves them, events, collisions, a webhook."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ROOT, Shop
+from tests.e2e.prefect_server import Prefect
+from tests.e2e.test_from_prefect import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+PREFECT = str(Path(sys.executable).parent / "prefect")
+NAME = "align-retrain/align-retrain"
+PATIENCE_S = 600
+
+
+class Served:
+    """A server on which what `align up` serves is registered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shop = Shop(folder)
+        self.server = Prefect({**self.shop.environment, "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "2"})
+        self.server.start()
+        self.environment = {
+            **self.shop.environment, "PREFECT_API_URL": self.server.api, "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        }  # fmt: skip
+        self.serving: subprocess.Popen[bytes] | None = None
+        self.serve()
+
+    def serve(self) -> None:
+        """Until all is registered; for the second time after what served before has ended."""
+        before = self.deployment["updated"] if self.serving is not None else ""
+        self.end()
+        self.serving = subprocess.Popen(
+            [sys.executable, "-m", "flows.serving"], cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        eventually(lambda: self.deployment["updated"] > before, PATIENCE_S)
+
+    def end(self) -> None:
+        if self.serving is not None:
+            os.killpg(self.serving.pid, signal.SIGTERM)
+            self.serving.wait(PATIENCE_S)
+
+    @property
+    def deployment(self) -> dict[str, Any]:
+        return dict(self.server.call(f"/deployments/name/{NAME}"))
+
+    def prefect(self, *words: str) -> None:
+        """Prefect's own command."""
+        self._run(PREFECT, *words)
+
+    def python(self, code: str) -> None:
+        self._run(sys.executable, "-c", code)
+
+    def _run(self, *words: str) -> None:
+        done = subprocess.run(words, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False,
+                              stdin=subprocess.DEVNULL)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def trigger(self, **parameters: Any) -> str:
+        made = self.server.call(f"/deployments/{self.deployment['id']}/create_flow_run", {"parameters": parameters})
+        return str(made["id"])
+
+    def flow_run(self, number: str) -> dict[str, Any]:
+        return dict(self.server.call(f"/flow_runs/{number}"))
+
+
+class Listener(HTTPServer):
+    """A webhook, and what it was called with."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Heard)
+        self.heard: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/hook"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _Heard(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_POST(self) -> None:
+        self.server.heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    with Listener() as listener:
+        yield listener
+        listener.shutdown()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("served"))
+    yield served
+    served.end()
+    served.server.stop()
+
+
+def test_schedules_that_people_added_are_there_when_it_is_served_again(served):
+    served.prefect("deployment", "schedule", "create", NAME, "--cron", "0 3 * * *", "--timezone", "Europe/Rome")
+    monthly = {"schedule": {"rrule": "FREQ=MONTHLY;BYMONTHDAY=1"}, "active": True, "parameters": {"model": "monthly"}}
+    served.server.call(f"/deployments/{served.deployment['id']}/schedules", [monthly])
+    served.serve()
+    found = served.deployment["schedules"]
+    assert {one["schedule"].get("cron") for one in found} == {"0 3 * * *", None}
+    assert [one["parameters"] for one in found if one["parameters"]] == [{"model": "monthly"}]
+
+
+def test_data_that_changed_starts_a_retraining_of_the_recipe_that_the_event_names(served):
+    payload = json.dumps({"recipe": "pipelines/no-such.yaml"})
+    served.prefect("event", "emit", "align.data.changed", "--resource-id", "align.data.pairs", "--payload", payload)
+    wanted = {"deployments": {"id": {"any_": [served.deployment["id"]]}}}
+
+    def started() -> list[dict[str, Any]]:
+        runs = served.server.call("/flow_runs/filter", {**wanted, "sort": "START_TIME_DESC"})
+        return [run for run in runs if run["parameters"].get("recipe") == "pipelines/no-such.yaml"]
+
+    run = eventually(started, PATIENCE_S)[0]
+    assert run["parameters"]["model"] == ""
+    eventually(lambda: served.flow_run(run["id"])["state_type"] == "FAILED", PATIENCE_S)
+    assert "no such recipe" in served.flow_run(run["id"])["state"]["message"]
+
+
+def test_what_is_due_while_another_goes_on_is_skipped(served):
+    first = served.trigger(recipe="pipelines/tiny.yaml", overrides={"sft.epochs": 3000})
+    eventually(lambda: served.flow_run(first)["state_type"] == "RUNNING", PATIENCE_S)
+    second = served.trigger(recipe="pipelines/tiny.yaml")
+    eventually(lambda: served.flow_run(second)["state_type"] == "CANCELLED", PATIENCE_S)
+    assert "concurrency limit" in served.flow_run(second)["state"]["message"]
+    served.server.call(f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    eventually(lambda: served.flow_run(first)["state_type"] == "CANCELLED", PATIENCE_S)
+
+
+def test_whoever_asked_for_it_is_told_of_a_new_champion_and_of_what_failed(served, listener):
+    made = f"from prefect.blocks.webhook import Webhook; Webhook(url={listener.url!r}, method='POST').save('team')"
+    served.python(made)
+    served.environment["ALIGN_NOTIFY_BLOCK"] = "webhook/team"
+    served.serve()
+    served.python("from flows.champion_event import tell_champion; tell_champion('assistant', '2', '1', 'promote')")
+    said = "assistant: version 2 is champion, version 1 was before (promote)"
+    eventually(lambda: any(said in one for one in listener.heard), PATIENCE_S)
+    served.trigger(recipe="pipelines/no-such.yaml")
+    eventually(lambda: any("is Failed: " in one and "no such recipe" in one for one in listener.heard), PATIENCE_S)

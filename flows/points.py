@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from artifacts.jsonl import read_jsonl
 from flows.artifact_files import put_checkpoints
 from flows.sent import Sent
+from flows.system_metrics import SYSTEM
 
 BATCH = 100
 ALARM = "alarms/"
@@ -27,7 +28,7 @@ def send_points(client: MlflowClient, run: str, folder: Path, sent: Sent) -> Non
     if sent.has("pending"):  # did they arrive? only the server knows
         sent.add(already_there(client, run))
         sent.unmark("pending")
-    for batch in _unsent(folder / "metrics.jsonl", sent):
+    for batch in [*_unsent(folder / "metrics.jsonl", sent), *_unsent(folder / SYSTEM, sent)]:
         sent.mark("pending")
         client.log_batch(run, metrics=[metric for _, metrics in batch for metric in metrics])
         _tag_alarms(client, run, {metric.key for _, metrics in batch for metric in metrics})

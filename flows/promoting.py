@@ -14,6 +14,7 @@ from flows.describing import description, stored_figures, tags_of
 from flows.home import align_home
 from flows.measuring import Made, find_model, find_report, measured
 from flows.mlflow_server import MlflowServer
+from flows.notes import add_version
 from flows.tables import gate_table
 from flows.versions import CANDIDATE, CHAMPION, PREVIOUS, Versions, only_champion
 from pipelines.gate import Condition, Verdict, conditions, judge
@@ -111,7 +112,12 @@ def _registered(
     said = description(model, report, _run_link(model, server), alias, verdicts)
     there = versions.with_digest(manifest.digest)
     if there is None:
-        return versions.make(run, tags_of(model, report), said), True
+        number = versions.make(run, tags_of(model, report), said)
+        parent = model.run.mlflow_run_id if model.run is not None else None
+        for each in (run, parent):
+            if each is not None and server.has(each):
+                add_version(server.client, each, versions.name, number)
+        return number, True
     if report is not None:
         versions.rewrite(str(there.version), tags_of(model, report), said)
     return str(there.version), False

@@ -1,0 +1,99 @@
+"""An experiment's page in MLflow: its description, and saved views with the columns and charts that matter.
+
+MLflow's own table begins with none of our figures. Its pages keep views as tags of the experiment, each JSON with the
+state of the table and of the charts; they are listed under `Views`, and have an address.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+SHARED = "mlflow.sharedViewState."
+MARK = "align.views"
+MADE = "1"
+"""Raised when the views change, so that experiments made before get the new ones."""
+RUNS, POLICIES, TRAINING = "align-runs", "align-policies", "align-training"
+EVAL = ("check_rate", "win_rate", "score_mean", "preference_accuracy", "kl_to_reference", "length_mean")
+COST = ("cost/seconds", "cost/tokens", "cost/peak_memory_bytes")
+CURVES = (
+    "train/loss", "validation/loss", "rewards/accuracies", "rewards/margins", "objective/scores", "objective/kl",
+    "completions/mean_length", "train/grad_norm", "train/learning_rate", "train/tokens_per_second",
+)  # fmt: skip
+
+
+def view_page(experiment: str, view: str) -> str:
+    """The address of a view, as MLflow's own pages link it; that of the curves shows them as charts."""
+    mode = "&compareRunsMode=CHART" if view == TRAINING else ""
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={view}{mode}"
+
+
+def furnish(client: MlflowClient, experiment: str) -> None:
+    """Give the page its description and views, once: what someone has made of them since stays."""
+    tags = client.get_experiment(experiment).tags
+    if tags.get(MARK) == MADE:
+        return
+    now = int(time.time() * 1000)
+    for age, (view, (name, state)) in enumerate(_views().items()):  # the newest is listed first
+        value = {"name": name, "createdAt": now - age, "updatedAt": now - age, "state": json.dumps(state)}
+        client.set_experiment_tag(experiment, SHARED + view, json.dumps(value))
+    if "mlflow.note.content" not in tags:
+        client.set_experiment_tag(experiment, "mlflow.note.content", _description(experiment))
+    client.set_experiment_tag(experiment, MARK, MADE)
+
+
+def _description(experiment: str) -> str:
+    links = " · ".join(f"[{name}]({view_page(experiment, view)})" for view, (name, _) in _views().items())
+    return (
+        f"{links}\n\nA line is a run of the recipe; below it are the stages that this run made. Charts of training are "
+        "against samples seen, under the same names for every method."
+    )
+
+
+def _views() -> dict[str, tuple[str, dict[str, Any]]]:
+    evaluated = [f"eval/{name}" for name in EVAL]
+    return {
+        RUNS: ("Runs of the recipe", _view(
+            "tags.`align.kind` = 'pipeline'", "attributes.start_time", ("method", "changes", "policy", "base", "data"),
+            [*evaluated, *COST], bars=[*evaluated, "cost/seconds"],
+        )),
+        POLICIES: ("Policies, evaluated", _view(
+            "tags.`align.makes` = 'report'", "params.`policy`", ("policy", "method", "base", "data", "seed"),
+            evaluated, bars=evaluated,
+        )),
+        TRAINING: ("Training curves", _view(
+            "tags.`align.trains` = 'yes'", "params.`method`", ("method", "learning_rate", "beta", "seed"),
+            ["train/loss", "rewards/accuracies", "objective/scores", "objective/kl", *COST], lines=CURVES,
+        )),
+    }  # fmt: skip
+
+
+def _view(
+    wanted: str, order: str, params: Sequence[str], metrics: Sequence[str], *, bars: Sequence[str] = (),
+    lines: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """The state of MLflow's page. Any order but by time puts child runs beside their parents instead of below them."""
+    section = "align"
+    charts = [_chart("BAR", name, section) for name in bars] + [_chart("LINE", name, section) for name in lines]
+    columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
+    return {
+        "searchFilter": wanted, "orderByKey": order, "orderByAsc": order != "attributes.start_time",
+        "selectedColumns": [*columns, "attributes.`Models`"], "runsHiddenMode": "FIRST_20_RUNS",
+        "compareRunCharts": charts, "isAccordionReordered": True,
+        "compareRunSections": [
+            {"uuid": section, "name": "side by side", "display": True, "isReordered": False, "deleted": False,
+             "isGenerated": False},
+        ],
+    }  # fmt: skip
+
+
+def _chart(kind: str, metric: str, section: str) -> dict[str, Any]:
+    more = {"selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalXaxisKey": True} if kind == "LINE" else {}
+    return {
+        "uuid": f"{section}-{metric}", "type": kind, "metricKey": metric, "displayName": metric,
+        "metricSectionId": section, "runsCountToCompare": 20, "deleted": False, "isGenerated": True, **more,
+    }  # fmt: skip

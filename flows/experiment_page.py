@@ -6,8 +6,10 @@ state of the table and of the charts; they are listed under `Views`, and have an
 
 from __future__ import annotations
 
+import base64
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +21,19 @@ MADE = "1"
 """Raised when the views change, so that experiments made before get the new ones."""
 RUNS, POLICIES, TRAINING = "align-runs", "align-policies", "align-training"
 EVAL = ("check_rate", "win_rate", "score_mean", "preference_accuracy", "kl_to_reference", "length_mean")
-COST = ("cost/seconds", "cost/tokens", "cost/peak_memory_bytes")
+COST = ("cost/seconds", "cost/tokens")
 CURVES = (
     "train/loss", "validation/loss", "rewards/accuracies", "rewards/margins", "objective/scores", "objective/kl",
     "completions/mean_length", "train/grad_norm", "train/learning_rate", "train/tokens_per_second",
 )  # fmt: skip
+SECTION = "align"
+FIRST = ("attributes.`Run Name`", "runDateAndNestInfo", "duration")
+"""What MLflow's table always begins with, as it names these columns."""
+WIDTHS = {
+    "attributes.`Run Name`": 270, "params.`changes`": 150, "params.`method`": 160, "params.`base`": 140,
+    "params.`data`": 240, "metrics.`eval/preference_accuracy`": 175, "metrics.`eval/kl_to_reference`": 150,
+}  # fmt: skip
+"""In pixels, where the usual 100 are too few."""
 
 
 def view_page(experiment: str, view: str) -> str:
@@ -39,11 +49,16 @@ def furnish(client: MlflowClient, experiment: str) -> None:
         return
     now = int(time.time() * 1000)
     for age, (view, (name, state)) in enumerate(_views().items()):  # the newest is listed first
-        value = {"name": name, "createdAt": now - age, "updatedAt": now - age, "state": json.dumps(state)}
+        value = {"name": name, "createdAt": now - age, "updatedAt": now - age, "state": _packed(state)}
         client.set_experiment_tag(experiment, SHARED + view, json.dumps(value))
     if "mlflow.note.content" not in tags:
         client.set_experiment_tag(experiment, "mlflow.note.content", _description(experiment))
     client.set_experiment_tag(experiment, MARK, MADE)
+
+
+def _packed(state: dict[str, Any]) -> str:
+    """As MLflow's pages pack it: a tag of an experiment holds 5000 characters."""
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
 def _description(experiment: str) -> str:
@@ -55,45 +70,53 @@ def _description(experiment: str) -> str:
 
 
 def _views() -> dict[str, tuple[str, dict[str, Any]]]:
-    evaluated = [f"eval/{name}" for name in EVAL]
+    evaluated = [f"metrics.`eval/{name}`" for name in EVAL]
+    cost = [f"metrics.`{name}`" for name in COST]
+    learned = [f"metrics.`{name}`" for name in ("train/loss", "rewards/accuracies", "objective/scores", "objective/kl")]
+    origin, training = _params("base", "data"), _params("method", "learning_rate", "beta", "seed")
+    bars = [f"eval/{name}" for name in EVAL]
     return {
         RUNS: ("Runs of the recipe", _view(
-            "tags.`align.kind` = 'pipeline'", "attributes.start_time", ("method", "changes", "policy", "base", "data"),
-            [*evaluated, *COST], bars=[*evaluated, "cost/seconds"],
+            "tags.`align.kind` = 'pipeline'", "attributes.start_time",
+            [*_params("changes", "method", "policy"), *evaluated, *cost, *origin], _charts("BAR", *bars, *COST),
         )),
         POLICIES: ("Policies, evaluated", _view(
-            "tags.`align.makes` = 'report'", "params.`policy`", ("policy", "method", "base", "data", "seed"),
-            evaluated, bars=evaluated,
+            "tags.`align.makes` = 'report'", "params.`policy`",
+            [*_params("policy", "method", "seed"), *evaluated, *origin], _charts("BAR", *bars),
         )),
         TRAINING: ("Training curves", _view(
-            "tags.`align.trains` = 'yes'", "params.`method`", ("method", "learning_rate", "beta", "seed"),
-            ["train/loss", "rewards/accuracies", "objective/scores", "objective/kl", *COST], lines=CURVES,
+            "tags.`align.trains` = 'yes'", "params.`method`", [*training, *learned, *cost, *origin],
+            _charts("LINE", *CURVES),
         )),
     }  # fmt: skip
 
 
-def _view(
-    wanted: str, order: str, params: Sequence[str], metrics: Sequence[str], *, bars: Sequence[str] = (),
-    lines: Sequence[str] = (),
-) -> dict[str, Any]:  # fmt: skip
+def _params(*names: str) -> list[str]:
+    return [f"params.`{name}`" for name in names]
+
+
+def _view(wanted: str, order: str, columns: Sequence[str], charts: Sequence[Any]) -> dict[str, Any]:
     """The state of MLflow's page. Any order but by time puts child runs beside their parents instead of below them."""
-    section = "align"
-    charts = [_chart("BAR", name, section) for name in bars] + [_chart("LINE", name, section) for name in lines]
-    columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in metrics]
+    shown = [*columns, "attributes.`Models`"]
     return {
         "searchFilter": wanted, "orderByKey": order, "orderByAsc": order != "attributes.start_time",
-        "selectedColumns": [*columns, "attributes.`Models`"], "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": charts, "isAccordionReordered": True,
+        "selectedColumns": shown, "columnOrder": [*FIRST, *shown],
+        "columnWidths": {name: width for name, width in WIDTHS.items() if name in (*FIRST, *shown)},
+        "runsHiddenMode": "FIRST_20_RUNS", "compareRunCharts": charts, "isAccordionReordered": True,
         "compareRunSections": [
-            {"uuid": section, "name": "side by side", "display": True, "isReordered": False, "deleted": False,
+            {"uuid": SECTION, "name": "side by side", "display": True, "isReordered": False, "deleted": False,
              "isGenerated": False},
         ],
     }  # fmt: skip
 
 
-def _chart(kind: str, metric: str, section: str) -> dict[str, Any]:
+def _charts(kind: str, *metrics: str) -> list[dict[str, Any]]:
+    return [_chart(kind, metric) for metric in metrics]
+
+
+def _chart(kind: str, metric: str) -> dict[str, Any]:
     more = {"selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalXaxisKey": True} if kind == "LINE" else {}
     return {
-        "uuid": f"{section}-{metric}", "type": kind, "metricKey": metric, "displayName": metric,
-        "metricSectionId": section, "runsCountToCompare": 20, "deleted": False, "isGenerated": True, **more,
+        "uuid": f"{SECTION}-{metric}", "type": kind, "metricKey": metric, "displayName": metric,
+        "metricSectionId": SECTION, "runsCountToCompare": 20, "deleted": False, "isGenerated": True, **more,
     }  # fmt: skip

@@ -37,7 +37,8 @@ def run_note(
     lines = [" · ".join(links)]
     if made := [_stage(stage, find(stage["key"])) for stage in stages]:
         lines.append("Stages: " + " · ".join(made))
-    return _cut("\n\n".join([*lines, facts["summary"]]))
+    summary = facts["summary"].removeprefix(f"# {facts['name']}").lstrip()  # the page's own heading says it
+    return _cut("\n\n".join([*lines, summary]))
 
 
 def stage_note(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,7 +167,8 @@ def test_saved_views_have_the_columns_that_the_runs_have(told):
     names = {f"params.`{name}`" for run in runs for name in run.data.params}
     for view, least in ((RUNS, 5), (POLICIES, 5), (TRAINING, 4)):
         value = experiment.tags[SHARED + view]
-        state = json.loads(json.loads(value)["state"])
+        packed = json.loads(value)["state"].removeprefix("deflate;")
+        state = json.loads(zlib.decompress(base64.b64decode(packed)))
         assert {column for column in state["selectedColumns"] if column.startswith("params.")} <= names
         found = told.client.search_runs([experiment.experiment_id], state["searchFilter"])
         shown = {f"metrics.`{name}`" for run in found for name in run.data.metrics}

@@ -31,7 +31,9 @@ FIRST = ("attributes.`Run Name`", "runDateAndNestInfo", "duration")
 """What MLflow's table always begins with, as it names these columns."""
 WIDTHS = {
     "attributes.`Run Name`": 270, "params.`changes`": 150, "params.`method`": 160, "params.`base`": 140,
-    "params.`data`": 240, "metrics.`eval/preference_accuracy`": 175, "metrics.`eval/kl_to_reference`": 150,
+    "params.`data`": 240, "metrics.`eval/check_rate`": 120, "metrics.`eval/win_rate`": 115,
+    "metrics.`eval/score_mean`": 125, "metrics.`eval/preference_accuracy`": 175, "metrics.`eval/kl_to_reference`": 150,
+    "metrics.`eval/length_mean`": 125, "metrics.`rewards/accuracies`": 140, "metrics.`objective/scores`": 130,
 }  # fmt: skip
 """In pixels, where the usual 100 are too few."""
 
@@ -115,8 +117,12 @@ def _charts(kind: str, *metrics: str) -> list[dict[str, Any]]:
 
 
 def _chart(kind: str, metric: str) -> dict[str, Any]:
-    more = {"selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalXaxisKey": True} if kind == "LINE" else {}
+    line = {
+        "selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalXaxisKey": True, "lineSmoothness": 0,
+        "useGlobalLineSmoothing": True,
+    }  # fmt: skip
     return {
         "uuid": f"{SECTION}-{metric}", "type": kind, "metricKey": metric, "displayName": metric,
-        "metricSectionId": SECTION, "runsCountToCompare": 20, "deleted": False, "isGenerated": True, **more,
+        "metricSectionId": SECTION, "runsCountToCompare": 20, "deleted": False, "isGenerated": True,
+        **(line if kind == "LINE" else {}),
     }  # fmt: skip

@@ -15,6 +15,7 @@ from flows.experiment_page import RUNS, view_page
 
 NOTE_TAG = "mlflow.note.content"
 NOTE_LIMIT = 7900
+VERSION_TAG = "align.model_version"
 FILES = {
     "comparison.html": "report", "evaluation.json": "evaluation", "completions.json": "completions",
     "comparison.png": "chart", "frontier.png": "gain against KL", "samples.json": "samples while training",
@@ -59,11 +60,15 @@ def stage_note(
 
 def add_version(client: MlflowClient, run: str, model: str, number: str) -> None:
     """Let a run say which version of a registered model came of it: in its tags, and first in its description."""
-    client.set_tag(run, "align.model_version", f"{model}/{number}")
-    said = client.get_run(run).data.tags.get(NOTE_TAG, "")
+    client.set_tag(run, VERSION_TAG, f"{model}/{number}")
+    client.set_tag(run, NOTE_TAG, with_version(client, run, client.get_run(run).data.tags.get(NOTE_TAG, "")))
+
+
+def with_version(client: MlflowClient, run: str, note: str) -> str:
+    """A description that begins with the version that came of the run, if there is one."""
+    model, _, number = client.get_run(run).data.tags.get(VERSION_TAG, "").rpartition("/")
     line = f"Registered as [{model} version {number}](#/models/{model}/versions/{number})"
-    if line not in said:
-        client.set_tag(run, NOTE_TAG, _cut(f"{line}\n\n{said}"))
+    return _cut(f"{line}\n\n{note}") if model and line not in note else note
 
 
 def _stage(stage: Mapping[str, Any], place: Place | None) -> str:

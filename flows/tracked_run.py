@@ -26,7 +26,7 @@ from flows.comparison_tables import TABLES
 from flows.experiment_page import furnish
 from flows.headlines import run_params
 from flows.mlflow_server import MlflowServer, source_tags
-from flows.notes import NOTE_TAG, run_note
+from flows.notes import NOTE_TAG, run_note, with_version
 from flows.points import TABLES_TAG, accepted, numbers
 from flows.sent import Sent
 from flows.stage_facts import log_params, read_by
@@ -120,7 +120,8 @@ class TrackedRun:
         found = {stage["key"]: server.place(stage["mlflow_run_id"]) for stage in stages}
         place = Place(run, server.experiment(facts["experiment"]))
         files = [path.name for path in self.files.iterdir()]
-        tags = [RunTag(NOTE_TAG, run_note(place, files, stages, found.get, facts))]
+        said = run_note(place, files, stages, found.get, facts)
+        tags = [RunTag(NOTE_TAG, with_version(server.client, run, said))]
         if tables := [{"path": name, "type": "table"} for name in TABLES if name in files]:
             tags.append(RunTag(TABLES_TAG, json.dumps(tables)))
         for stage in stages:

@@ -20,7 +20,7 @@ from artifacts.syncing import write_whole
 from flows.compare_links import Place
 from flows.headlines import stage_params
 from flows.mlflow_server import KEY_TAG, USES_TAG, MlflowServer, source_tags
-from flows.notes import NOTE_TAG, stage_note
+from flows.notes import NOTE_TAG, stage_note, with_version
 from flows.points import send_points
 from flows.sent import Sent
 from flows.stage_facts import data_of, flat, log_data, log_params, read_by
@@ -96,15 +96,16 @@ class TrackedStage:
             if not free or sent.has("complete") or self.facts is None:
                 return free
             run = self._open(server, sent, parent)
-            if status == "FINISHED" and self.result.exists():
+            if finished := status == "FINISHED" and self.result.exists():
                 send_points(server.client, run, self.result, sent)
                 send_result(server.client, run, self.result)
                 self._describe(server, run)
-                sent.mark("complete")
             else:
                 send_points(server.client, run, self.draft, sent)
             if server.client.get_run(run).info.status != status:
                 self._set_status(server.client, run, status)
+            if finished:
+                sent.mark("complete")
         return True
 
     def take_over(self, server: MlflowServer, run: str) -> None:
@@ -136,7 +137,7 @@ class TrackedStage:
         place = Place(run, server.experiment(facts["experiment"]))
         parent = server.place(client.get_run(run).data.tags.get(PARENT_TAG) or None)
         files = [file.path for folder in ("", "output", "stage") for file in client.list_artifacts(run, folder)]
-        client.set_tag(run, NOTE_TAG, stage_note(place, files, parent, find, facts))
+        client.set_tag(run, NOTE_TAG, with_version(client, run, stage_note(place, files, parent, find, facts)))
 
     def _set_status(self, client: MlflowClient, run: str, status: str) -> None:
         """With the time at which the last file was written, which may be long ago."""

@@ -33,6 +33,11 @@ class Browser:
         self.page.goto(address, timeout=PATIENCE_MS)
         return self.page
 
+    def follow(self, link: str) -> None:
+        """Where a link leads; MLflow's descriptions open theirs in a page of its own."""
+        found = self.page.get_by_role("link", name=link, exact=True).first
+        self.open(str(found.evaluate("link => link.href")))
+
     def shows(self, *texts: str) -> None:
         """Waits until all of these can be seen."""
         for text in texts:

@@ -64,8 +64,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Any) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGN_HOME", str(folder / "home"))
         patch.setenv("MLFLOW_TRACKING_URI", mlflow.uri)
-        mlflow.start()
         try:
+            mlflow.start()
             with browsing(folder / "pictures") as browser:
                 yield Pages(mlflow, browser, folder / "home", folder, tiny_llama.path)
         finally:
@@ -86,7 +86,7 @@ def test_views_are_listed_by_name_where_someone_looks_for_them(pages: Pages) -> 
     browser.page.get_by_test_id("saved-views-trigger").click()
     browser.shows("Runs of the recipe", "Policies, evaluated", "Training curves")
     browser.picture("views")
-    browser.page.get_by_text("Policies, evaluated").click()
+    browser.page.get_by_text("Policies, evaluated").last.click()  # in the list, not in the description
     browser.shows("eval", "dpo", "0.75")
     browser.picture("policies")
     assert POLICIES in browser.page.url
@@ -114,15 +114,17 @@ def test_two_runs_are_chosen_and_compared(pages: Pages) -> None:
 def test_a_run_leads_to_its_report_and_to_its_stages_and_these_lead_back(pages: Pages) -> None:
     browser = pages.run(pages.runs[1])
     browser.shows("Registered as", "Prefect flow run", "report")
+    browser.page.get_by_text("Show more").click()  # MLflow folds what is long
+    browser.shows("Stages:", "dpo")
     browser.picture("run")
-    browser.page.get_by_role("link", name="report", exact=True).click()
+    browser.follow("report")
     browser.shows("comparison.html")
     browser.page.frame_locator("iframe").get_by_text("Quality").first.wait_for()
     browser.picture("report")
-    pages.run(pages.runs[1]).page.get_by_role("link", name="dpo", exact=True).first.click()
+    pages.run(pages.runs[1]).follow("dpo")
     browser.shows("Made from", "beta")
     browser.picture("stage")
-    browser.page.get_by_role("link", name=pages.second).first.click()
+    browser.follow(pages.second)
     browser.shows("Registered as")
 
 

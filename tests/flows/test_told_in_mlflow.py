@@ -192,6 +192,7 @@ def test_a_description_that_is_too_long_ends_with_a_whole_line(told):
     run.sent(told.server.name).unmark("complete")
     run.close(told.server, [])
     said = note(told.pipeline)
+    assert said.startswith("Registered as ")  # which it was before it was described again
     assert len(said) < 8000 and said.endswith(
         "a line of the summary\n\n... comparison.md, among the artifacts, has the rest"
     )

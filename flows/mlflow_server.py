@@ -109,8 +109,10 @@ class MlflowServer:
         return Place(str(found[0].info.run_id), str(found[0].info.experiment_id)) if found else None
 
     def place(self, run: str | None) -> Place | None:
-        """A run that it has, and the experiment that this is in."""
-        return Place(run, str(self.client.get_run(run).info.experiment_id)) if run is not None else None
+        """A run and the experiment that it is in; None if it does not have it, or no longer."""
+        if run is None or not self.has(run):
+            return None
+        return Place(run, str(self.client.get_run(run).info.experiment_id))
 
     def find(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """A run with all of these tags."""

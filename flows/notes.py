@@ -5,6 +5,7 @@ MLflow folds a description after its first lines, so the links come first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def run_note(
     if made := [_stage(stage, find(stage["key"])) for stage in stages]:
         lines.append("Stages: " + " · ".join(made))
     summary = facts["summary"].removeprefix(f"# {facts['name']}").lstrip()  # the page's own heading says it
-    return _cut("\n\n".join([*lines, summary]))
+    return _cut("\n\n".join([*lines, _aligned(summary)]))
 
 
 def stage_note(
@@ -86,6 +87,21 @@ def _files(place: Place, files: Iterable[str]) -> list[str]:
 
 def _prefect(facts: Mapping[str, Any]) -> list[str]:
     return [f"[Prefect flow run]({facts['ui']})"] if facts.get("ui") else []
+
+
+def _aligned(markdown: str) -> str:
+    """With its tables as text: MLflow's descriptions leave no room between the columns of a table."""
+    parts: list[str] = []
+    for of_table, lines in itertools.groupby(markdown.split("\n"), lambda line: line.startswith("|")):
+        if not of_table:
+            parts += lines
+            continue
+        rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        del rows[1]  # the rule below the headings
+        cells = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        parts += ["", "```", *cells, "```", ""]
+    return "\n".join(parts)
 
 
 def _cut(text: str) -> str:

@@ -146,6 +146,7 @@ class TrackedStage:
             return
         ends = [folder / name for folder in (self.result, self.draft) for name in ("manifest.json", "log.txt")]
         at = max((path.stat().st_mtime for path in ends if path.exists()), default=time.time())
+        at = max(at, (self.facts or {}).get("started", 0.0))
         client.set_terminated(run, status, end_time=int(at * 1000))
 
 

@@ -113,6 +113,15 @@ def test_descriptions_lead_from_the_run_to_its_stages_and_back_and_to_prefect(to
     assert f"[curves]{page(dpo)[:-1]}/artifacts/curves.png)" in note(dpo)
 
 
+def test_tables_in_a_description_are_text_whose_columns_stand_apart(told):
+    lines = note(told.pipeline).split("\n")
+    headings = next(line for line in lines if line.startswith("policy"))
+    assert headings.split() == ["policy", "check", "rate", "win", "rate"] and "|---" not in note(told.pipeline)
+    values = lines[lines.index(headings) + 1]
+    assert values.startswith("eval ") and values.index("50.0%") == headings.index("check rate")
+    assert lines[lines.index(headings) - 1] == "```"
+
+
 def test_tables_are_where_mlflow_opens_them_as_such(told):
     run, evaluation = told.pipeline, told.run("eval")
     assert tables(run) == {"evaluation.json", "costs.json", "completions.json"}

@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRL := .venv-trl
 
-.PHONY: quickstart test check proofs faults bench-ppo lora-sizes clean data constraints
+.PHONY: quickstart test check proofs pages faults bench-ppo lora-sizes clean data constraints
 
 quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
 
 test: $(READY)  ## all tests but the slow proofs
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not pages" -n 2 --dist loadfile
 
 proofs: $(READY) $(TRL)/.ready  ## the slow tests: the quickstart's real weights, known optima, TRL's functions
 	$(BIN)/python -m pytest -q -m slow
+
+pages: $(READY)  ## Prefect's and MLflow's pages in headless Chromium (Debian's package chromium); pictures in .pages
+	ALIGN_SCREENSHOTS=$(CURDIR)/.pages $(BIN)/python -m pytest -q -m pages
 
 faults: $(READY)  ## two hundred faults, most of them real kills, and a table; options: make faults ARGS="--seed 3 --faults 40"
 	$(BIN)/python -m tests.faults $(ARGS)

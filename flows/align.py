@@ -16,10 +16,10 @@ with suppress(OSError):  # whoever may not write there is told so later, and bet
 if __name__ == "__main__":
     use_servers(align_home())
 
-from prefect import flow  # noqa: E402
+from prefect import State, flow  # noqa: E402
 
 from flows.planning import Wanted  # noqa: E402
-from flows.stages import run_stages  # noqa: E402
+from flows.stages import answer, run_stages  # noqa: E402
 from pipelines.sweep import MOST_BRANCHES  # noqa: E402
 
 
@@ -35,7 +35,7 @@ def align(
     max_branches: int = MOST_BRANCHES,
     jobs: int = 1,
     refresh: list[str] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | State[Any]:
     """Run a recipe's stages in order, each from the cache if nothing that it depends on has changed.
 
     Args:
@@ -54,7 +54,7 @@ def align(
         Path(recipe), overrides or {}, execution or {}, sweep or {}, max_branches, until=until, strict_env=strict_env,
         refresh=tuple(refresh or ()),
     )  # fmt: skip
-    return run_stages(wanted, jobs=jobs, offline_tracking=offline_tracking)
+    return answer(lambda: run_stages(wanted, jobs=jobs, offline_tracking=offline_tracking))
 
 
 if __name__ == "__main__":

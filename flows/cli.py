@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from artifacts.errors import AlignError, UserError
+from flows.addresses import without_secrets
+from flows.colours import coloured
 from flows.home import align_home, prepare_services
 from flows.options import parse
 from flows.servers.state import use_servers
@@ -31,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(VERBS[args.verb](args))
     except AlignError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"{coloured('error:', 'red', sys.stderr)} {without_secrets(line)}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        instead = " with STAGE.refresh=N, as said above, in place of --refresh" if vars(args).get("refresh") else ""
+        print(f"interrupted; run the same command again{instead} to go on", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `align runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,26 +70,42 @@ def _wanted(args: argparse.Namespace) -> Wanted:
 
 def _runs(args: argparse.Namespace) -> int:
     from flows.records import load_records
-    from flows.tables import runs_table
+    from flows.run_tables import runs_table
 
-    records = load_records(align_home())
-    print(json.dumps([record.as_dict() for record in records]) if args.json else runs_table(records))
+    home = align_home()
+    records = load_records(home)
+    print(json.dumps([record.described(home) for record in records]) if args.json else runs_table(records, home))
+    if records and not args.json and sys.stdout.isatty():
+        print("\nmore of one: align show RUN, align logs RUN, align compare RUN, align open RUN; RUN may be `last`")
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
     from flows.records import find_record
-    from flows.tables import run_tables
+    from flows.run_tables import run_text
 
-    record = find_record(align_home(), args.run)
-    print(json.dumps(record.as_dict()) if args.json else run_tables(record, paths=True))
+    home = align_home()
+    record = find_record(home, args.run)
+    print(json.dumps(record.described(home)) if args.json else run_text(record, home))
     return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from flows.logs import show_logs
+
+    return show_logs(align_home(), args.run, args.stage, follow=args.follow)
+
+
+def _open(args: argparse.Namespace) -> int:
+    from flows.opening import open_page
+
+    return open_page(align_home(), args.what, prefect=args.prefect)
 
 
 def _compare(args: argparse.Namespace) -> int:
     from flows.comparing import Wanted, compare
 
-    wanted = Wanted(args.chart, args.frontier, args.html, args.completions, args.link)
+    wanted = Wanted(args.chart, args.frontier, args.html, args.completions, args.link, args.open)
     return compare(args.what, wanted, as_json=args.json)
 
 
@@ -145,9 +164,17 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor(align_home(), as_json=args.json)
 
 
+def _completion(args: argparse.Namespace) -> int:
+    from flows.completing import script
+
+    print(script(args.shell))
+    return 0
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run, "plan": _plan, "runs": _runs, "show": _show, "compare": _compare, "gc": _gc, "sync": _sync,
-    "promote": _promote, "rollback": _rollback, "chat": _chat, "up": _up, "down": _down, "doctor": _doctor,
+    "run": _run, "plan": _plan, "runs": _runs, "show": _show, "logs": _logs, "open": _open, "compare": _compare,
+    "gc": _gc, "sync": _sync, "promote": _promote, "rollback": _rollback, "chat": _chat, "up": _up, "down": _down,
+    "doctor": _doctor, "completion": _completion,
 }  # fmt: skip
 
 prepare_services(align_home())

@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from flows.links import LOCAL
 from pipelines.comparison.comparison import Comparisons
-
-LOCAL = "http://127.0.0.1:5000"
-"""Where `mlflow ui` shows a database that no server is named for."""
 
 
 class Place(NamedTuple):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 from artifacts.errors import UserError
 from artifacts.manifest import Manifest
 from artifacts.store import Store
+from flows.compare_links import compare_links
 from flows.comparison_text import full
 from flows.home import align_home
-from flows.records import find_record
+from flows.links import LOCAL, open_in_browser
+from flows.records import SHORTEST_KEY, find_record, find_stage
 from flows.summary import policies_of
 from pipelines.comparison.charts import chart
 from pipelines.comparison.comparison import Comparisons
@@ -25,7 +28,8 @@ from pipelines.comparison.policies import Compared
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHORTEST_KEY = 6
+    from flows.mlflow_server import MlflowServer
+
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -38,6 +42,9 @@ class Wanted:
     html: Path | None = None
     completions: int = 0
     link: bool = False
+    """Say where MLflow's own pages compare the same."""
+    open: bool = False
+    """And open the first of them."""
 
     def check(self) -> None:
         """Raise UserError for a file that can't be written, before anything is read."""
@@ -63,14 +70,17 @@ def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
     if not policies:
         raise UserError(f"{' '.join(what)}: no evaluate stage there has finished; its recipe may have none")
     comparisons = Comparisons.of(policies, Store(align_home()), alike=len(what) > 1)
-    links = _links(comparisons) if wanted.link else {}
+    server = _mlflow() if wanted.link or wanted.open else None
+    links = compare_links(comparisons, server.shown, server.place_of) if server else {}
     _save(comparisons, wanted, " ".join(what), links)
     if as_json:
         print(json.dumps({**comparisons.as_dict(), "links": links}))
-        return 0
-    print(full(comparisons, wanted.completions))
-    for name, link in links.items():
-        print(f"\n{name}: {link}")
+    else:
+        print(full(comparisons, wanted.completions))
+        for name, link in links.items():
+            print(f"\n{name}: {link}")
+    if server is not None and _can_be_opened(server, links) and wanted.open:
+        open_in_browser(next(iter(links.values())))
     return 0
 
 
@@ -91,18 +101,23 @@ def _save_picture(file: Path | None, figure: Figure | None) -> None:
         figure.savefig(file, dpi=120)
 
 
-def _links(comparisons: Comparisons) -> dict[str, str]:
-    """MLflow's pages for these; raises UserError if it can't be reached."""
-    from flows.compare_links import LOCAL, compare_links
+def _mlflow() -> MlflowServer:
+    """MLflow's server or database; raises UserError if it can't be reached."""
     from flows.mlflow_server import MlflowServer
 
-    server = MlflowServer.reach(align_home())
-    found = compare_links(comparisons, server.uri, server.place_of)
-    if not found:
+    return MlflowServer.reach(align_home())
+
+
+def _can_be_opened(server: MlflowServer, links: Mapping[str, str]) -> bool:
+    """Whether there are pages and they are served; says what to do, if not."""
+    if not links:
         print("MLflow does not have the runs of these stages; `align sync` sends what it lacks", file=sys.stderr)
-    elif server.uri.startswith("sqlite:"):
-        print(f"at {LOCAL} after: mlflow ui --backend-store-uri {server.uri}", file=sys.stderr)
-    return found
+        return False
+    if server.uri.startswith("http"):
+        return True
+    start = f"mlflow ui --backend-store-uri {server.shown}" if "MLFLOW_TRACKING_URI" in os.environ else "align up"
+    print(f"nothing serves MLflow here now; these are at {LOCAL} after: {start}", file=sys.stderr)
+    return False
 
 
 def _policies(name: str, *, prefix: bool) -> list[Compared]:
@@ -121,15 +136,11 @@ def _policies(name: str, *, prefix: bool) -> list[Compared]:
 
 def find_output(name: str) -> Path:
     """The output folder of `RUN:stage`, or of the only result whose key starts with `name`; raises UserError."""
-    run, colon, label = name.partition(":")
-    if colon:
-        record = find_record(align_home(), run)
-        stages = {stage["name"]: stage for stage in record.stages}
-        if label not in stages:
-            raise UserError(f"{record.run_id} has no stage {label!r}; its stages: {', '.join(stages)}")
-        if stages[label]["path"] is None or not Path(stages[label]["path"]).exists():
-            raise UserError(f"{name}: has no output; it {stages[label]['status']}")
-        return Path(stages[label]["path"])
+    if ":" in name:
+        _, stage = find_stage(align_home(), name)
+        if stage["path"] is None or not Path(stage["path"]).exists():
+            raise UserError(f"{name}: has no output; it {stage['status']}")
+        return Path(stage["path"])
     manifest = _by_key(name)
     if manifest is None:
         raise UserError(f"{name!r} is neither RUN:stage nor the beginning of a key; `align runs` lists the runs")

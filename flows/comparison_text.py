@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from flows.tables import WIDTH, text_table
 from pipelines.comparison import field_table, pair_tables, tables
 from pipelines.comparison.comparison import Comparison, Comparisons
+from pipelines.comparison.markdown_text import inert
 from pipelines.comparison.side_by_side import PROMPTS, side_by_side
 
 
@@ -52,11 +53,11 @@ def _wrapped(text: str) -> str:
 
 def markdown_findings(comparisons: Comparisons) -> str:
     """Quality, differences and conclusions."""
-    parts = [f"{line}\n" for line in comparisons.remarks]
+    parts = [f"{inert(line)}\n" for line in comparisons.remarks]
     for comparison in comparisons.each:
         said = [*pair_tables.pair_lines(comparison), *comparison.conclusions]
         parts += [_markdown(*tables.quality(comparison)), tables.quality_note(comparison) + "\n"]
-        parts += ["\n".join(f"- {line}" for line in said) + "\n"]
+        parts += ["\n".join(f"- {inert(line)}" for line in said) + "\n"]
         if (square := pair_tables.matrix(comparison)) is not None:
             parts += [_markdown(*square), pair_tables.MATRIX_NOTE + "\n"]
         if (judged := pair_tables.verdicts(comparison)) is not None:
@@ -69,7 +70,7 @@ def markdown(comparisons: Comparisons) -> str:
     """All of it, with the first prompts side by side."""
     parts = [markdown_findings(comparisons)]
     for comparison in comparisons.each:
-        needed = "\n".join(f"- {line}" for line in tables.before(comparison))
+        needed = "\n".join(f"- {inert(line)}" for line in tables.before(comparison))
         parts += [_markdown(*tables.costs(comparison)), tables.COST_NOTE + "\n", needed + "\n"]
         parts += ["## Side by side\n", side_by_side(comparison.policies, PROMPTS) + "\n"]
     return "\n".join(parts)
@@ -77,4 +78,4 @@ def markdown(comparisons: Comparisons) -> str:
 
 def _markdown(headings: list[str], rows: list[list[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(map(inert, line))} |" for line in lines) + "\n"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from flows.addresses import reason
 from flows.mlflow_server import MlflowServer
 from flows.tracked_run import TrackedRun
 from flows.tracked_stage import TrackedStage
@@ -94,8 +95,7 @@ class Courier(threading.Thread):
             return False
         except Exception as error:  # whatever it is, no run ends for what MLflow, or our way to it, does
             if not self.lost:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                self.watcher.line("mlflow", f"does not take what it is sent; it waits on disk: {reason}")
+                self.watcher.line("mlflow", f"does not take what it is sent; it waits on disk: {reason(error)}")
             self.lost = True
             return False
         if self.lost:

@@ -13,6 +13,7 @@ from artifacts.errors import UserError
 from artifacts.manifest import Manifest
 from flows.measuring import Made, measured, measures_adapter
 from flows.mlflow_server import DIGEST_TAG, KEY_TAG, USES_TAG
+from pipelines.comparison.markdown_text import in_code, inert
 from pipelines.comparison.policies import Compared
 from pipelines.comparison.tables import policy_table
 from pipelines.gate import Measured, Verdict
@@ -62,11 +63,12 @@ def description(model: Made, report: Made | None, run_link: str | None, alias: s
 def _what(model: Made, run_link: str | None) -> str:
     run = ""
     if model.run is not None:
-        run = f" of run [{model.run.run_id}]({run_link})" if run_link else f" of run {model.run.run_id}"
-    recipe = f", recipe {model.recipe}" if model.recipe else ""
-    rows = [f"{model.name(each)} ({each.metrics['data/rows_train']:,.0f} rows)" for each in _data_stages(model)]
+        name = inert(model.run.run_id)
+        run = f" of run [{name}]({run_link})" if run_link else f" of run {name}"
+    recipe = f", recipe {inert(model.recipe)}" if model.recipe else ""
+    rows = [f"{inert(model.name(each))} ({each.metrics['data/rows_train']:,.0f} rows)" for each in _data_stages(model)]
     return "\n".join([
-        f"Stage {model.name(model.manifest)}{run}{recipe}.", "", f"- base: {_origin(model)}",
+        f"Stage {inert(model.name(model.manifest))}{run}{recipe}.", "", f"- base: {inert(_origin(model))}",
         f"- data: {', '.join(rows) or 'none'}", f"- digest: `{model.manifest.digest}`",
     ])  # fmt: skip
 
@@ -79,12 +81,13 @@ def _figures(model: Made, report: Made | None) -> list[str]:
     headings, (values,) = policy_table([Compared.read("", report.folder / "out")])
     before = ", before the merge, to which it is equal but for rounding" if measures_adapter(report, model) else ""
     against = report.manifest.payload["inputs"].get("against")
-    wins = f"; wins are counted over the policy of `{model.names.get(against, against[:12])}`" if against else ""
+    wins = f"; wins are counted over the policy of {in_code(model.names.get(against, against[:12]))}" if against else ""
     lines = [f"- {heading}: {value}" for heading, value in zip(headings[1:], values[1:], strict=True)]
+    name = in_code(model.name(report.manifest))
     return [
         "### Figures",
         "\n".join(lines),
-        f"Measured by `{model.name(report.manifest)}` (`{report.manifest.key[:12]}`) on {prompts:.0f} held-out prompts"
+        f"Measured by {name} (`{report.manifest.key[:12]}`) on {prompts:.0f} held-out prompts"
         f"{before}: completions of up to {settings['max_new_tokens']} tokens at temperature "
         f"{settings['temperature']:g}{wins}. In brackets: 95% intervals.",
     ]
@@ -106,7 +109,7 @@ def _stages(model: Made) -> str:
     for each in model.chain:
         name = model.name(each)
         does = "" if name == each.uses else f" ({each.uses})"
-        lines.append(f"1. {name}{does} `{each.key[:12]}`, digest `{each.digest[:12]}`")
+        lines.append(f"1. {inert(name)}{does} `{each.key[:12]}`, digest `{each.digest[:12]}`")
     return "\n".join(lines)
 
 

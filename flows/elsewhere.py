@@ -12,6 +12,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from artifacts.store import Store
+from flows.addresses import reason
 from flows.artifact_files import CHECKPOINTS, HISTORY, STAGE_FILES
 from flows.home import aside
 from flows.mlflow_server import KEY_TAG, MlflowServer
@@ -38,7 +39,7 @@ def fetch(server: MlflowServer, store: Store, uses: str, key: str, say: Say) -> 
         if unfinished and not any(stage.draft.glob("work/checkpoint-*/manifest.json")):
             _fetch_checkpoint(server, stage, unfinished[0], say)
     except (MlflowException, OSError) as error:
-        say(f"nothing could be fetched from {server.uri}: {str(error).splitlines()[0][:200]}")
+        say(f"nothing could be fetched from {server.shown}: {reason(error)}")
     return False
 
 
@@ -58,12 +59,12 @@ def _fetch_result(server: MlflowServer, stage: TrackedStage, run: str, say: Say)
         Path(server.client.download_artifacts(run, "output", str(part))).rename(part / "out")
         problem = stage.store.accept(stage.uses, stage.key, part)
     if problem:
-        say(f"the result of run {run[:8]} on {server.uri} is not used: {problem}")
+        say(f"the result of run {run[:8]} on {server.shown} is not used: {problem}")
         return False
     sent = stage.sent(server.name)
     sent.made(run)
     sent.mark("complete")
-    say(f"fetched from {server.uri}")
+    say(f"fetched from {server.shown}")
     return True
 
 
@@ -76,7 +77,7 @@ def _fetch_checkpoint(server: MlflowServer, stage: TrackedStage, run: str, say: 
         with aside(stage.store.home) as part:
             fetched = Path(server.client.download_artifacts(run, folder, str(part)))
             if problem := damage(fetched):
-                say(f"warning: {fetched.name} on {server.uri} is passed over: {problem}")
+                say(f"warning: {fetched.name} on {server.shown} is passed over: {problem}")
                 continue
             (stage.draft / "work").mkdir(parents=True, exist_ok=True)
             for name in HISTORY:
@@ -84,5 +85,5 @@ def _fetch_checkpoint(server: MlflowServer, stage: TrackedStage, run: str, say: 
                     (fetched / name).replace(stage.draft / name)
             fetched.rename(stage.draft / "work" / fetched.name)
         stage.take_over(server, run)
-        say(f"goes on from {Path(folder).name}, fetched from {server.uri}")
+        say(f"goes on from {Path(folder).name}, fetched from {server.shown}")
         return

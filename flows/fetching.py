@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import ModelError
 from artifacts.locking import held
+from flows.addresses import reason
 from flows.home import aside
 from pipelines.recipe import Recipe
+from tasks.registry import stage_class
 
 if TYPE_CHECKING:
     from flows.mlflow_server import MlflowServer
@@ -25,10 +27,12 @@ SCHEMES = ("models:/", "runs:/")
 def fetched(recipe: Recipe, home: Path) -> Recipe:
     """`recipe` with folders in place of such names; raises ModelError if one can't be had."""
     stages = dict(recipe.stages)
-    for label, fields in stages.items():
-        source = fields.get("source")
-        if isinstance(source, str) and source.startswith(SCHEMES):
-            stages[label] = {**fields, "source": str(_fetch(f"{recipe.path}: {label}.source", source, home))}
+    for label, fields in recipe.stages.items():
+        for name, what in stage_class(fields["uses"]).outside.items():
+            source = fields.get(name)
+            if what == "model" and isinstance(source, str) and source.startswith(SCHEMES):
+                found = _fetch(f"{recipe.path}: {label}.{name}", source, home)
+                stages[label] = {**stages[label], name: str(found)}
     return recipe.model_copy(update={"stages": stages})
 
 
@@ -46,8 +50,7 @@ def _fetch(where: str, uri: str, home: Path) -> Path:
             if not folder.exists():
                 _download(uri, place, folder, server)
     except (ModelError, MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ModelError(f"{where}: {uri} can't be had from MLflow at {server.uri}: {reason}") from error
+        raise ModelError(f"{where}: {uri} can't be had from MLflow at {server.shown}: {reason(error)}") from error
     found = [path.parent for name in ("adapter_config.json", "config.json") for path in sorted(folder.rglob(name))]
     if not found:
         raise ModelError(f"{where}: {uri} holds neither an adapter nor a model (adapter_config.json or config.json)")
@@ -58,7 +61,7 @@ def _download(uri: str, place: str, folder: Path, server: MlflowServer) -> None:
     """Raises MlflowException or OSError, and leaves nothing then."""
     from mlflow.artifacts import download_artifacts
 
-    print(f"fetching {uri} from {server.uri}", file=sys.stderr)
+    print(f"fetching {uri} from {server.shown}", file=sys.stderr)
     with aside(server.home) as part:
         download_artifacts(artifact_uri=place, dst_path=str(part), tracking_uri=server.uri)
         folder.parent.mkdir(parents=True, exist_ok=True)

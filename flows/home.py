@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.addresses import without_secrets
+from flows.servers.state import named_prefect
+
 
 def align_home() -> Path:
     """`$ALIGN_HOME`, by default `.align/` in the current folder."""
@@ -51,5 +54,7 @@ def prepare_services(home: Path) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }
+    if "@" in (api := named_prefect() or ""):  # else Prefect's links to its pages hold the password too
+        defaults["PREFECT_UI_URL"] = without_secrets(api.rstrip("/").removesuffix("/api"))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from artifacts.errors import UserError
 from artifacts.locking import held
+from flows.addresses import reason, without_secrets
 from flows.compare_links import Place
 from flows.servers.state import own_mlflow
 
@@ -29,6 +31,8 @@ class MlflowServer:
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
         self.is_own = self.uri.startswith("sqlite:") or self.uri == own_mlflow(home)
         """Whether it is the database of this home, by itself or served by `align up`: what it knows, the store has."""
+        self.shown = without_secrets(self.uri)
+        """The address for people: in messages, logs and links."""
         with self._alone():
             self.client = MlflowClient(tracking_uri=self.uri)  # makes the database
         self.name = ""
@@ -47,7 +51,7 @@ class MlflowServer:
         except MlflowException as error:
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
-                f"MLflow at {server.uri} can't be used: {_reason(error)}; start it, or {without}unset "
+                f"MLflow at {server.shown} can't be used: {reason(error)}; start it, or {without}unset "
                 f"MLFLOW_TRACKING_URI to use {home / 'mlflow.db'}"
             ) from error
         return server
@@ -58,7 +62,7 @@ class MlflowServer:
         try:
             yield
         except MlflowException as error:
-            raise UserError(f"MLflow at {self.uri}: {_reason(error)}") from error
+            raise UserError(f"MLflow at {self.shown}: {reason(error)}") from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -120,9 +124,9 @@ class MlflowServer:
         found = self.client.search_runs([self.experiment(experiment)], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
 
-    def make(self, experiment: str, name: str, tags: Mapping[str, str], started: float | None = None) -> str:
-        """A new run; `started` in seconds since the epoch, by default now."""
-        at = None if started is None else int(started * 1000)
+    def make(self, experiment: str, name: str, tags: Mapping[str, str], started: str | None = None) -> str:
+        """A new run; `started` as ISO 8601 has it, by default now."""
+        at = None if started is None else int(datetime.fromisoformat(started).timestamp() * 1000)
         made = self.client.create_run(self.experiment(experiment), start_time=at, run_name=name, tags=dict(tags))
         return str(made.info.run_id)
 
@@ -139,7 +143,3 @@ class MlflowServer:
 def source_tags(source: str) -> dict[str, str]:
     """What MLflow's tables show as a run's source."""
     return {"mlflow.source.name": source, "mlflow.source.type": "LOCAL"}
-
-
-def _reason(error: MlflowException) -> str:
-    return str(error).splitlines()[0][:200]

@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from flows.compare_links import Place
 from flows.experiment_page import RUNS, view_page
+from pipelines.comparison.markdown_text import inert
 
 NOTE_TAG = "mlflow.note.content"
 NOTE_LIMIT = 7900
@@ -48,7 +49,7 @@ def stage_note(
     facts: Mapping[str, Any],
 ) -> str:  # fmt: skip
     """Of a stage's run: the pipeline run that made it, the runs of the stages that it was made from, its files."""
-    name = facts["name"] if facts["name"] == facts["uses"] else f"{facts['name']} ({facts['uses']})"
+    name = inert(facts["name"]) + ("" if facts["name"] == facts["uses"] else f" ({facts['uses']})")
     of = f"[{facts['run_id']}]({run_page(parent)})" if parent is not None else facts["run_id"]
     lines = [f"Stage **{name}** of run {of}, key `{facts['key'][:12]}`."]
     if inputs := facts.get("inputs"):
@@ -77,7 +78,7 @@ def _stage(stage: Mapping[str, Any], place: Place | None) -> str:
 
 
 def _linked(name: str, place: Place | None) -> str:
-    return f"[{name}]({run_page(place)})" if place is not None else name
+    return f"[{inert(name)}]({run_page(place)})" if place is not None else inert(name)
 
 
 def _files(place: Place, files: Iterable[str]) -> list[str]:

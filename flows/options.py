@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.guide import VERBS, overview
+
+SHELLS = ("bash", "zsh", "fish")
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Fields that differ from the recipe may stand after options too, where argparse alone would not take them."""
-    parser = _parser()
+    parser = command_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks, on a press of the tab key
+        from flows.completing import complete
+
+        complete(parser)
     args, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -19,88 +29,103 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="align", description="Align a language model: a recipe's stages, cached, tracked, compared."
-    )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    run = _recipe_verb(verbs, "run", "run a recipe; what is cached is not run again")
+        prog="align", usage="align [-h] VERB ...",
+        description="Align a language model: a recipe's stages, cached, tracked, compared.", epilog=overview(),
+        formatter_class=RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    verbs = parser.add_subparsers(prog="align", metavar="VERB", required=True, help=SUPPRESS)
+    run = _recipe_verb(verbs, "run")
     run.add_argument("--quiet", action="store_true", help="no progress, only the table at the end")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="stages at the same time (1)")
     run.add_argument("--offline-tracking", action="store_true", help="leave MLflow alone; `align sync` sends it later")
-    plan = _recipe_verb(verbs, "plan", "what a run would do, and why; runs nothing")
+    plan = _recipe_verb(verbs, "plan")
     plan.add_argument("--why", metavar="STAGE", help="only this stage, with every difference")
     plan.add_argument("--memory", action="store_true", help="also memory by part, tokens, disk and time")
     plan.add_argument("--device", metavar="NAME", help="plan for h100, t4, ... or cpu:24GiB; else what is here")
-    runs = verbs.add_parser("runs", help="the runs so far, the newest first")
-    runs.set_defaults(verb="runs")
-    show = verbs.add_parser("show", help="one run: its stages, figures and folders")
+    _looking_verbs(verbs)
+    _registry_verbs(verbs)
+    _server_verbs(verbs)
+    _keeping_verbs(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, *, answers_json: bool = True) -> argparse.ArgumentParser:
+    guide = VERBS[name]
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, description=guide.about, epilog=guide.shown, formatter_class=RawDescriptionHelpFormatter
+    )
+    if answers_json:
+        parser.add_argument("--json", action="store_true", help="one object on standard output")
+    parser.set_defaults(verb=name)
+    return parser
+
+
+def _looking_verbs(verbs: Any) -> None:
+    _verb(verbs, "runs")
+    show = _verb(verbs, "show")
     show.add_argument("run", metavar="RUN", help="a run_id, its beginning, or `last`")
-    show.set_defaults(verb="show")
-    compare = verbs.add_parser("compare", help="policies side by side, from runs or evaluate stages")
+    logs = _verb(verbs, "logs", answers_json=False)
+    logs.add_argument("run", nargs="?", default="last", metavar="RUN", help="a run_id, its beginning, or `last`")
+    logs.add_argument("stage", nargs="?", metavar="STAGE", help="only what this stage said")
+    logs.add_argument("-f", "--follow", action="store_true", help="also what is still to come, until the run ends")
+    page = _verb(verbs, "open", answers_json=False)
+    page.add_argument("what", metavar="RUN|STAGE", help="RUN, RUN:stage, or the beginning of a key")
+    page.add_argument("--prefect", action="store_true", help="the flow run in Prefect, not the run in MLflow")
+    compare = _verb(verbs, "compare")
     compare.add_argument("what", nargs="+", metavar="RUN|STAGE", help="RUN, RUN:stage, or the beginning of a key")
     compare.add_argument("--html", type=Path, metavar="FILE", help="write all of it as one page that stands alone")
     compare.add_argument("--chart", type=Path, metavar="FILE.png", help="write the chart to this file")
     compare.add_argument("--frontier", type=Path, metavar="FILE.png", help="write the chart against KL to this file")
     compare.add_argument("--completions", type=int, default=0, metavar="N", help="show N prompts side by side")
     compare.add_argument("--link", action="store_true", help="print where MLflow's own page compares these")
-    compare.set_defaults(verb="compare")
-    sync = verbs.add_parser("sync", help="send MLflow what it lacks")
-    sync.set_defaults(verb="sync")
-    for sub in (runs, show, compare, sync):
-        sub.add_argument("--json", action="store_true", help="one object on standard output")
-    gc = verbs.add_parser("gc", help="show what no kept run refers to; with --yes, remove it")
+    compare.add_argument("--open", action="store_true", help="the same, and open it in the browser")
+
+
+def _keeping_verbs(verbs: Any) -> None:
+    _verb(verbs, "sync")
+    gc = _verb(verbs, "gc")
     gc.add_argument("--keep-runs", type=_whole, metavar="N", help="keep only the newest N runs; by default all")
     gc.add_argument("--draft-days", type=float, default=14, metavar="D",
                     help="unfinished work stays this long after it was last touched (14)")  # fmt: skip
     gc.add_argument("--yes", action="store_true", help="remove what is shown")
-    gc.add_argument("--json", action="store_true", help="one object on standard output")
-    gc.set_defaults(verb="gc")
-    chat = verbs.add_parser("chat", help="talk to a model: a stage's output, or a folder")
-    chat.add_argument("what", metavar="STAGE|FOLDER", help="RUN:stage, the beginning of a key, or a model folder")
-    chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time")
-    chat.add_argument("--max-new-tokens", type=int, default=256)
-    chat.set_defaults(verb="chat")
-    _registry_verbs(verbs)
-    _server_verbs(verbs)
-    return parser
+    completion = _verb(verbs, "completion", answers_json=False)
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
 
 
 def _registry_verbs(verbs: Any) -> None:
-    promote = verbs.add_parser("promote", help="register a complete model in MLflow, through a gate if one is given")
+    chat = _verb(verbs, "chat", answers_json=False)
+    chat.add_argument("what", metavar="STAGE|FOLDER", help="RUN:stage, the beginning of a key, or a model folder")
+    chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time")
+    chat.add_argument("--max-new-tokens", type=int, default=256)
+    promote = _verb(verbs, "promote")
     promote.add_argument("what", metavar="STAGE", help="RUN:stage, or the beginning of a key: a merge, say")
     promote.add_argument("--as", required=True, dest="alias", metavar="ALIAS", help="candidate or champion")
     promote.add_argument("--must", action="append", default=[], metavar="CONDITION",
                          help="'win_rate_low>0.5' or 'check_rate>=champion-0.02', say; any number of them")  # fmt: skip
     promote.add_argument("--report", metavar="STAGE", help="the evaluate stage that measured it, if there are several")
-    promote.set_defaults(verb="promote")
-    rollback = verbs.add_parser("rollback", help="make the champion before the champion again")
-    rollback.set_defaults(verb="rollback")
+    rollback = _verb(verbs, "rollback")
     for sub in (promote, rollback):
         sub.add_argument(
             "--name", metavar="MODEL", help="of the registered model; by default the recipe's, or the only one"
         )
-        sub.add_argument("--json", action="store_true", help="one object on standard output")
 
 
 def _server_verbs(verbs: Any) -> None:
-    up = verbs.add_parser("up", help="start Prefect, MLflow and what runs deployments here, unless they are up")
+    up = _verb(verbs, "up")
     up.add_argument("--status", action="store_true", help="only say what is up; exit status 1 unless all of it is")
     up.add_argument("--host", metavar="HOST", help="listen on this address (127.0.0.1: nobody but this machine)")
     up.add_argument("--prefect-port", type=_port, metavar="N", help="by default 4200, or the next that is free")
     up.add_argument("--mlflow-port", type=_port, metavar="N", help="by default 5000, or the next that is free")
     up.add_argument("--limit", type=_positive, metavar="N", help="deployments' flow runs at the same time (1)")
-    up.set_defaults(verb="up")
-    down = verbs.add_parser("down", help="end what `align up` started, and nothing else")
-    down.set_defaults(verb="down")
-    doctor = verbs.add_parser("doctor", help="what is wrong on this machine, and what to do about it")
-    doctor.set_defaults(verb="doctor")
-    for sub in (up, down, doctor):
-        sub.add_argument("--json", action="store_true", help="one object on standard output")
+    _verb(verbs, "down")
+    _verb(verbs, "doctor")
 
 
-def _recipe_verb(verbs: Any, name: str, help_text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=help_text)
+def _recipe_verb(verbs: Any, name: str) -> argparse.ArgumentParser:
+    parser = _verb(verbs, name, answers_json=False)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as pipelines/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="stage.field=value",
                         help="fields that differ from the recipe; a|b makes a branch for each value")  # fmt: skip
@@ -112,7 +137,6 @@ def _recipe_verb(verbs: Any, name: str, help_text: str) -> argparse.ArgumentPars
     parser.add_argument("--yes", action="store_true", help="make more than 16 branches")
     parser.add_argument("--strict-env", action="store_true", help="let library versions count as part of the keys")
     parser.add_argument("--json", action="store_true", help="one object on standard output, all else on standard error")
-    parser.set_defaults(verb=name)
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.tables import text_table
+from flows.tables import duration, text_table
 
 GIB = 2**30
 SHOWN = GIB // 200
@@ -74,11 +74,7 @@ def _tokens(stage: Mapping[str, Any]) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 60_000 else f"{seconds / 3600:.0f} h"
+    return "-" if seconds is None else duration(seconds)
 
 
 def _count(value: int | None) -> str:

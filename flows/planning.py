@@ -14,6 +14,7 @@ from flows.fetching import fetched
 from flows.home import align_home
 from flows.pace import Paces
 from flows.plan_tables import fit_lines, memory_table, plan_table
+from flows.triggered import allowed_here
 from pipelines.plan import Plan, make_plan
 from pipelines.problems import did_you_mean
 from pipelines.reasons import Verdict, verdicts
@@ -46,6 +47,8 @@ class Wanted:
         return " ".join(f"{name}={value}" for name, value in said.items())
 
     """Stages to make afresh."""
+    from_form: bool = False
+    """Whether the recipe was written here, from a form."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,13 @@ class Shown:
 
 
 def plan_of(wanted: Wanted, store: Store) -> Plan:
-    """The plan of a recipe; raises UserError for all that is wrong with it."""
+    """The plan of a recipe; raises UserError for all that is wrong with it, or may not be where it was started."""
+    allowed = allowed_here()
+    if allowed is not None and not wanted.from_form:
+        allowed.require(wanted.recipe)
     recipe = load_recipe(wanted.recipe, wanted.overrides, wanted.execution, wanted.sweep, wanted.max_branches)
+    if allowed is not None:
+        recipe = allowed.restricted(recipe)
     plan = make_plan(fetched(recipe, store.home), store, strict_env=wanted.strict_env, refresh=wanted.refresh)
     return plan.until(wanted.until)
 

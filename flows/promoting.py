@@ -106,7 +106,7 @@ def _registered(
     run = server.run_of(manifest.key, manifest.digest)
     if run is None:
         raise UserError(
-            f"{model.said}: MLflow at {server.uri} does not have its files; `align sync` sends what was tracked "
+            f"{model.said}: MLflow at {server.shown} does not have its files; `align sync` sends what was tracked "
             "offline, or on another server"
         )
     said = description(model, report, _run_link(model, server), alias, verdicts)

@@ -1,6 +1,7 @@
-"""What is left of a run: `$ALIGN_HOME/runs/<run_id>.json`, the same object that `align run --json` prints. Schema 1.
+"""What is left of a run: `$ALIGN_HOME/runs/<run_id>.json`. Schema 1: fields are only ever added.
 
-It is there from the start and rewritten after each stage, so that a run that was killed has left one too.
+It is there from the start and rewritten after each stage, so that a run that was killed has left one too. `--json` adds
+what can be told of it only later, such as whether it still goes on.
 """
 
 from __future__ import annotations
@@ -9,17 +10,24 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.errors import UserError
 from artifacts.syncing import write_whole
 from flows.execute import StageResult, missing
-from pipelines.plan import Plan
+from flows.run_folder import RunFolder
+from pipelines.plan import Plan, Planned
 from pipelines.problems import did_you_mean
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
+
+RunStatus = Literal["running", "finished", "failed", "killed"]
+"""As MLflow has it; `killed` is interrupted too."""
+SHORTEST_KEY = 6
+"""Fewer letters of a key are not taken for one."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,54 @@ class RunRecord:
         cls, plan: Plan, run_id: str, flow_run_id: str | None, tracker: Tracker, results: Mapping[str, StageResult]
     ) -> RunRecord:
         lines = [results.get(planned.label) or missing(planned, "planned", None) for planned in plan.stages]
-        stages = [{**line.as_dict(), "mlflow_run_id": tracker.run_of(line.uses, line.key)} for line in lines]
+        stages = [
+            {
+                **line.as_dict(), "mlflow_run_id": tracker.run_of(line.uses, line.key),
+                "inputs": _inputs(planned, plan),
+            }
+            for line, planned in zip(lines, plan.stages, strict=True)
+        ]  # fmt: skip
         return cls(str(plan.recipe.path), run_id, flow_run_id, tracker.mlflow_run_id, stages)
 
+    @classmethod
+    def read(cls, file: Path) -> RunRecord:
+        return cls(**json.loads(file.read_text()))
+
     def as_dict(self) -> dict[str, Any]:
+        """The fields that are written down."""
         return asdict(self)
+
+    def described(self, home: Path) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return {
+            **self.as_dict(), "status": self.status(home), "started": self.started(home).isoformat(timespec="seconds"),
+            "seconds": self.seconds, "tokens": self.tokens,
+        }  # fmt: skip
+
+    def status(self, home: Path) -> RunStatus:
+        """How it is now: by its folder if it has one, else by its stages."""
+        run = RunFolder(home, self.run_id)
+        if (facts := run.facts) is not None:
+            found: dict[str, RunStatus] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}
+            return found.get(facts["status"]) or ("running" if run.live() else "killed")
+        statuses = {stage["status"] for stage in self.stages}
+        return "failed" if "failed" in statuses else "killed" if "planned" in statuses else "finished"
+
+    def started(self, home: Path) -> datetime:
+        """When it began; of a run that did not write that down, when it last said anything."""
+        told = (RunFolder(home, self.run_id).facts or {}).get("started")
+        return datetime.fromisoformat(told) if told else datetime.fromtimestamp(self.file(home).stat().st_mtime, UTC)
+
+    @property
+    def seconds(self) -> float:
+        """What all stages took that were not cached, one after another."""
+        return float(sum(stage["seconds"] for stage in self.stages))
+
+    @property
+    def tokens(self) -> int:
+        """On which the stages trained that were not cached."""
+        made = [stage["metrics"] for stage in self.stages if stage["status"] in ("ran", "resumed")]
+        return int(sum(metrics.get("cost/tokens", 0) for metrics in made))
 
     def file(self, home: Path) -> Path:
         """Where it is written."""
@@ -66,10 +117,16 @@ class RunRecord:
         }
 
 
+def _inputs(planned: Planned, plan: Plan) -> dict[str, str]:
+    """The stages that a stage takes its inputs from, by field, in the order of its fields."""
+    keys = {plan[label].key: label for label in reversed(planned.needs)}
+    return {field: keys[key] for field, key in planned.payload["inputs"].items()}
+
+
 def load_records(home: Path) -> list[RunRecord]:
     """Every run under `home`, the newest first."""
     paths = sorted((home / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [RunRecord(**json.loads(path.read_text())) for path in paths]
+    return [RunRecord.read(path) for path in paths]
 
 
 def find_record(home: Path, run_id: str) -> RunRecord:
@@ -85,3 +142,20 @@ def find_record(home: Path, run_id: str) -> RunRecord:
         raise UserError(f"{run_id!r} could be any of {', '.join(record.run_id for record in matching[:5])}")
     hint = did_you_mean(run_id, [record.run_id for record in records])
     raise UserError(f"no run is named {run_id!r}{hint}; `align runs` lists them")
+
+
+def stage_of(record: RunRecord, label: str) -> dict[str, Any]:
+    """A run's stage by its name; raises UserError."""
+    stages = {stage["name"]: stage for stage in record.stages}
+    if label not in stages:
+        raise UserError(
+            f"{record.run_id} has no stage {label!r}{did_you_mean(label, stages)}; its stages: {', '.join(stages)}"
+        )
+    return stages[label]
+
+
+def find_stage(home: Path, name: str) -> tuple[RunRecord, dict[str, Any]]:
+    """`RUN:stage`; raises UserError."""
+    run, _, label = name.partition(":")
+    record = find_record(home, run)
+    return record, stage_of(record, label)

@@ -12,6 +12,8 @@ from typing import Any
 
 from artifacts.errors import AlignError, StageError, UserError
 from artifacts.store import Store
+from flows.addresses import without_secrets
+from flows.colours import coloured
 from flows.home import align_home
 from flows.planning import Wanted, plan_of
 from flows.watch import WATCHER, TerminalWatcher, Watcher
@@ -63,13 +65,14 @@ def _quieten() -> None:
 def _without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignError | None:
     """What a run amounts to whose Prefect server does not answer: it ends as it would have, if it could begin."""
     from flows.records import find_record
-    from flows.tracked_run import TrackedRun
+    from flows.run_folder import RunFolder
 
+    said = without_secrets(str(error))
     if watcher.run_id is None:
-        return UserError(f"Prefect can't be reached: {error}; start its server, or unset PREFECT_API_URL")
-    facts = TrackedRun(home, watcher.run_id).facts
+        return UserError(f"Prefect can't be reached: {said}; start its server, or unset PREFECT_API_URL")
+    facts = RunFolder(home, watcher.run_id).facts
     if facts is None or facts["status"] == "RUNNING":
-        return StageError(f"Prefect went away: {error}; run the same command again to go on")
+        return StageError(f"Prefect went away: {said}; run the same command again to go on")
     watcher.line("prefect", "went away and has not heard how the run ended; `align sync` tells it")
     failed = [stage for stage in find_record(home, watcher.run_id).stages if stage["status"] == "failed"]
     return StageError("\n".join(stage["error"] for stage in failed)) if failed else None
@@ -89,18 +92,18 @@ def _nothing() -> Any:
 def _answer(home: Path, run_id: str | None, failure: AlignError | None, as_json: bool) -> int:
     """Print what is left of the run; the exit status is the failure's."""
     from flows.records import find_record
-    from flows.tables import run_tables
+    from flows.run_tables import run_end
 
     if run_id is None:  # it failed before it began
         assert failure is not None
         raise failure
     record = find_record(home, run_id)
     if as_json:
-        print(json.dumps(record.as_dict()))
+        print(json.dumps(record.described(home)))
     else:
-        print(run_tables(record, paths=False))
+        print(run_end(record, home))
     if failure is not None:
         for line in str(failure).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"{coloured('error:', 'red', sys.stderr)} {line}", file=sys.stderr)
         return failure.exit_status
     return 0

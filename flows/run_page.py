@@ -29,10 +29,11 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
 
+from flows.links import mlflow_page
 from flows.records import RunRecord
-from flows.summary import mlflow_page
 from flows.tracking import Tracker
-from flows.watch import Watcher
+from flows.watch import Watcher, so_far
+from pipelines.comparison.markdown_text import inert
 from pipelines.plan import Plan
 from pipelines.reasons import Verdict
 
@@ -52,22 +53,22 @@ def show_plan(plan: Plan, said: Mapping[str, Verdict], record: RunRecord) -> Non
     runs = {stage["name"]: stage["mlflow_run_id"] for stage in record.stages}
     rows = [
         {
-            "stage": label, "does": plan[label].uses, "": "cached" if verdict.cached else "runs",
+            "stage": label, "does": plan[label].uses, "plan": "cached" if verdict.cached else "runs",
             "why": verdict.reason or verdict.drift, "key": plan[label].key[:12],
             "MLflow": mlflow_page(runs[label]) or "",
         }
         for label, verdict in said.items()
     ]  # fmt: skip
-    _tell(lambda: create_table_artifact(rows, key="plan", description=f"The plan of run {record.run_id}"))
+    _tell(lambda: create_table_artifact(rows, key="plan", description=f"The plan of run {inert(record.run_id)}"))
 
 
 def show_report(summary: str, run_id: str, tracker: Tracker) -> None:
     """The end: stages and comparison in Markdown, and the charts."""
-    _tell(lambda: create_markdown_artifact(summary, key="report", description=f"Run {run_id}"))
+    _tell(lambda: create_markdown_artifact(summary, key="report", description=f"Run {inert(run_id)}"))
     for name, what in (("comparison", "The policies side by side"), ("frontier", "What each policy gained against KL")):
         picture = tracker.file(f"{name}.png")
         if picture.exists():
-            _tell(partial(_image, name, f"{what}: run {run_id}", picture))
+            _tell(partial(_image, name, f"{what}: run {inert(run_id)}", picture))
 
 
 def _image(name: str, description: str, picture: Path) -> None:
@@ -113,7 +114,7 @@ class OnPage(Watcher):
         self.inner.progress(label, done, total, unit, figures)
         stage = self._stages.setdefault(label, _Stage(copy_context(), line_at=time.monotonic()))
         stage.percent = 100 * done / max(total, 1)
-        stage.text = "  ".join([f"{done}/{total} {unit}", *(f"{name} {value:.4g}" for name, value in figures.items())])
+        stage.text = so_far(done, total, unit, figures)
         if time.monotonic() - stage.line_at > LINE_S:
             stage.line_at = time.monotonic()
             self.logger.info("%s: %s", label, stage.text)
@@ -146,10 +147,11 @@ class OnPage(Watcher):
 
 
 def _tell_progress(label: str, stage: _Stage) -> None:
+    said = inert(f"{label}: {stage.text}")
     if stage.artifact is None:
         key = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-        made = create_progress_artifact(stage.percent, key=f"progress-{key}", description=f"{label}: {stage.text}")
+        made = create_progress_artifact(stage.percent, key=f"progress-{key}", description=said)
         assert isinstance(made, UUID)
         stage.artifact = made
     else:
-        update_progress_artifact(stage.artifact, stage.percent, description=f"{label}: {stage.text}")
+        update_progress_artifact(stage.artifact, stage.percent, description=said)

@@ -7,28 +7,36 @@ them on this machine, each flow run in a process of its own.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect import Flow
     from prefect.deployments.runner import RunnerDeployment
 
 
 def deployments() -> list[RunnerDeployment]:
-    """All that is served. A deployment with another form is one more line here."""
+    """All that is served: any recipe, a form for each method, and several methods compared."""
+    from flows.align import align
+    from flows.methods import FLOWS, align_compare
+
+    return [
+        _deployed(align, "Run any recipe.", recipe="pipelines/tiny.yaml"),
+        *(_deployed(each, str(each.description)) for each in (*FLOWS.values(), align_compare)),
+    ]
+
+
+def _deployed(flow: Flow[Any, Any], description: str, **parameters: Any) -> RunnerDeployment:
+    """Under the flow's own name, found by its module, so that it need not be served from the root of the clone."""
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
-    from flows.align import align
-
-    return [
-        RunnerDeployment.from_flow(
-            align,
-            name="align",
-            description="Run a recipe; stages whose inputs have not changed come from the cache.",
-            parameters={"recipe": "pipelines/tiny.yaml"},
-            entrypoint_type=EntrypointType.MODULE_PATH,  # so that it need not be served from the root of the clone
-        ),
-    ]
+    return RunnerDeployment.from_flow(
+        flow,
+        name=flow.name,
+        description=f"{description} Stages whose inputs have not changed come from the cache.",
+        parameters=parameters,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
 
 
 def main() -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prefect import task
-from prefect.exceptions import MissingContextError
+from prefect import State, task
+from prefect.exceptions import FailedRun, MissingContextError
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
+from prefect.states import Failed
 
-from artifacts.errors import AlignError, StageError, UserError
+from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from artifacts.store import Store
+from flows.addresses import without_secrets
 from flows.caching import StageKey
 from flows.ephemeral import guard_ephemeral_servers
 from flows.execute import StageResult, execute, found
@@ -32,6 +35,27 @@ from flows.tracking import Tracker
 from flows.watch import Watcher, watcher
 from pipelines.plan import Plan, Planned
 from pipelines.reasons import Verdict, verdicts
+
+
+def answer(run: Callable[[], dict[str, Any]]) -> dict[str, Any] | State[Any]:
+    """What a flow gives: its run's record or, on a server's pages, a failure in our words alone.
+
+    Whoever calls a flow from Python gets the error itself.
+    """
+    try:
+        return run()
+    except AlignError as error:
+        if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
+            raise
+        said = without_secrets(str(error))
+        _logger(watcher()).error("%s", said)
+        logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
+        return Failed(message=said)
+
+
+def _not_told_again(record: logging.LogRecord) -> bool:
+    """Prefect would log a flow's own `Failed` once more, as an unexpected exception with a traceback."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], FailedRun)
 
 
 def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False) -> dict[str, Any]:
@@ -55,7 +79,7 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     for lost in end_all_lost(store.home):
         tell_prefect(store.home, lost)
         tracker.also(lost)
-    watch.run_id = run_id
+    watch.begin(run_id, tracker.run.log)
     results: dict[str, StageResult] = {}
 
     def recorded() -> RunRecord:
@@ -116,7 +140,7 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     watch.stage(planned.label, "starts")
     cached = task(
         name=planned.label,
-        task_run_name=f"{planned.label}-{planned.key[:8]}",
+        task_run_name=f"{planned.label}-{planned.key[:8]}".replace("{", "{{").replace("}", "}}"),  # it is a template
         cache_policy=StageKey(planned=planned, store=store),
         persist_result=True,
         result_serializer="json",

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.store import Store
 from flows.comparison_tables import write_tables
 from flows.comparison_text import markdown, markdown_findings
 from flows.headlines import run_figures
 from flows.home import align_home
+from flows.links import mlflow_page
 from flows.records import RunRecord
-from flows.tracking import Tracker
 from pipelines.comparison.charts import chart
 from pipelines.comparison.comparison import Comparisons
 from pipelines.comparison.frontier import frontier
+from pipelines.comparison.markdown_text import inert
 from pipelines.comparison.page import page
 from pipelines.comparison.policies import Compared
+
+if TYPE_CHECKING:
+    from flows.tracking import Tracker
 
 HEADLINES = (
     "judge/win_rate", "eval/check_rate", "eval/reward_accuracy", "validation/score", "objective/scores",
@@ -84,25 +87,14 @@ def _write_comparison(comparisons: Comparisons, record: RunRecord, tracker: Trac
 
 
 def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> str:
-    lines = [f"# {record.run_id}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
+    lines = [f"# {inert(record.run_id)}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
     for stage in record.stages:
         lines.append(
-            f"| {stage['name']} | {stage['status']} | {stage['seconds']:.0f} | {headline(stage)} | "
+            f"| {inert(stage['name'])} | {stage['status']} | {stage['seconds']:.0f} | {inert(headline(stage))} | "
             f"`{stage['key'][:12]}` |"
         )
     if comparisons.each:
         lines += ["", markdown_findings(comparisons)]
-    links = [("Prefect flow run", ui), ("MLflow run", mlflow_link(record))]
+    links = [("Prefect flow run", ui), ("MLflow run", mlflow_page(record.mlflow_run_id))]
     lines += ["", *(f"[{name}]({link})" for name, link in links if link)]
     return "\n".join(lines)
-
-
-def mlflow_link(record: RunRecord) -> str | None:
-    """Where MLflow's pages show the run, if its server is known."""
-    return mlflow_page(record.mlflow_run_id)
-
-
-def mlflow_page(run: str | None) -> str | None:
-    """Where MLflow's pages show one of its runs, if there is a server with pages."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return f"{uri.rstrip('/')}/#/runs/{run}" if uri.startswith("http") and run is not None else None

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from artifacts.errors import StageError
 from artifacts.garbage import worked_on
 from artifacts.store import Store
+from flows.addresses import reason
 from flows.home import align_home
 from flows.lost import end_lost, tell_prefect
 from flows.mlflow_server import MlflowServer
@@ -35,15 +36,15 @@ def sync(*, as_json: bool) -> int:
         try:
             sent += send_run(server, store, record)
         except (MlflowException, OSError, ValueError) as error:  # the others may fare better
-            failures.append(f"{record.run_id}: {(str(error).splitlines() or [''])[0][:200]}")
+            failures.append(f"{record.run_id}: {reason(error)}")
     for line in sent:
         print(f"{line['run_id']}{': ' + line['stage'] if line['stage'] else ''}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"server": server.uri, "sent": sent}))
+        print(json.dumps({"server": server.shown, "sent": sent}))
     elif not failures:
-        print(f"{server.uri}: {len(sent)} runs sent" if sent else f"{server.uri} has everything")
+        print(f"{server.shown}: {len(sent)} runs sent" if sent else f"{server.shown} has everything")
     if failures:
-        raise StageError("\n".join([*failures, f"not all could be sent to {server.uri}; `align sync` tries again"]))
+        raise StageError("\n".join([*failures, f"not all could be sent to {server.shown}; `align sync` tries again"]))
     return 0
 
 

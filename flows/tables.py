@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from flows.colours import STATUSES, has_colour
 
 WIDTH = 118
+DAY_S = 86_400
 
 
-def render(table: Table, width: int = WIDTH) -> str:
-    """A rich table as plain text of a bounded width."""
-    console = Console(file=StringIO(), width=width, color_system=None)
-    console.print(table)
+def render(shown: Table | Tree, width: int = WIDTH) -> str:
+    """A rich table or tree as text of a bounded width, coloured only for a terminal."""
+    colour = has_colour(sys.stdout)
+    system: Literal["standard"] | None = "standard" if colour else None
+    console = Console(
+        file=StringIO(), width=width, force_terminal=colour, color_system=system, markup=False, emoji=False
+    )
+    console.print(shown)
     assert isinstance(console.file, StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -24,59 +33,30 @@ def render(table: Table, width: int = WIDTH) -> str:
 def text_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = (), width: int = WIDTH
 ) -> str:
-    """Rows under headings; the columns `numbers` stand to the right, and others are folded before they are."""
-    table = Table(box=None, pad_edge=False, header_style="none")
+    """Rows under headings; the columns `numbers` stand to the right, and others are folded before they are.
+
+    A status word in a column that is headed so, or not at all, has its colour.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         number = heading in numbers
         table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
-        table.add_row(*row)
+        # As Text, since a string would be read as rich's markup: an error may well name [/a/b].
+        table.add_row(*(Text(cell, _style(heading, cell)) for heading, cell in zip(headings, row, strict=True)))
     return render(table, width)
 
 
-def run_tables(record: Any, *, paths: bool) -> str:
-    """A run's stages, its policies compared, and what to open next."""
-    from flows.comparison_text import short
-    from flows.summary import comparisons_of, headline, mlflow_link
-
-    rows = [
-        [stage["name"], stage["status"], f"{stage['seconds']:.0f} s", headline(stage), stage["key"][:12]]
-        for stage in record.stages
-    ]
-    parts = [text_table(["stage", "status", "time", "figure", "key"], rows, ["time"])]
-    if (comparisons := comparisons_of(record)).each:
-        parts += ["", short(comparisons)]
-    if paths:
-        parts += ["", *(f"{stage['name']}: {stage['path']}" for stage in record.stages if stage["path"])]
-    parts += ["", f"run {record.run_id}: align show {record.run_id}"]
-    if comparisons.each:
-        parts.append(f"costs, needs, curves and completions: align compare {record.run_id} --html FILE")
-    link = mlflow_link(record)
-    parts.append(f"MLflow: {link}" if link else "MLflow: `align up` shows it in a browser")
-    merged = [stage for stage in record.stages if stage["uses"] == "merge" and stage["path"]]
-    parts += [f"{stage['name']}: {stage['path']}" for stage in merged]
-    return "\n".join(parts)
+def _style(heading: str, cell: str) -> str:
+    return STATUSES.get(cell, "") if heading in ("", "status") else ""
 
 
-def runs_table(records: Sequence[Any]) -> str:
-    """One line a run."""
-    if not records:
-        return "no runs yet; start with: align run pipelines/tiny.yaml"
-    rows = []
-    for record in records:
-        counts: dict[str, int] = {}
-        for stage in record.stages:
-            counts[stage["status"]] = counts.get(stage["status"], 0) + 1
-        said = ", ".join(f"{count} {status}" for status, count in counts.items())
-        rows.append(
-            [
-                record.run_id,
-                Path(record.recipe).name,
-                said,
-                f"{sum(s['seconds'] for s in record.stages):.0f} s",
-            ]
-        )
-    return text_table(["run", "recipe", "stages", "time"], rows, ["time"])
+def duration(seconds: float) -> str:
+    """Roughly how long, in the unit that says it shortest."""
+    for unit, least, length in (("d", 3 * DAY_S, DAY_S), ("h", 60_000, 3600), ("min", 600, 60)):
+        if seconds >= least:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def garbage_table(lines: Sequence[Mapping[str, Any]], removes: bool) -> str:

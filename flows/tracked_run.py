@@ -1,25 +1,18 @@
-"""A pipeline run in MLflow: the parent of its stages' runs, made from what `$ALIGN_HOME/runs/<run_id>/` holds.
-
-facts.json   experiment, tags, parameters and data sets; at the end summary, figures and status
-files/       what becomes its artifacts: the recipe, the plan, the comparison
-lock         held by the process that the run is of
-<server>/    what that server has of it (flows/sent.py)
-"""
+"""A pipeline run in MLflow: the parent of its stages' runs, made from what its folder holds (flows/run_folder.py)."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
-from artifacts.locking import held
 from artifacts.syncing import write_whole
 from flows.compare_links import Place
 from flows.comparison_tables import TABLES
@@ -28,6 +21,7 @@ from flows.headlines import run_params
 from flows.mlflow_server import MlflowServer, source_tags
 from flows.notes import NOTE_TAG, run_note, with_version
 from flows.points import TABLES_TAG, accepted, numbers
+from flows.run_folder import RunFolder
 from flows.sent import Sent
 from flows.stage_facts import log_params, read_by
 from flows.tracked_stage import open_run
@@ -45,19 +39,12 @@ class Origin:
     """What differs from the recipe, as it is typed: `dpo.beta=0.2 seed=1`."""
 
 
-class TrackedRun:
-    """One run's folder."""
+class TrackedRun(RunFolder):
+    """One run's folder, and what a server gets of it."""
 
     def __init__(self, home: Path, run_id: str) -> None:
-        self.folder = home / "runs" / run_id
-        self.files = self.folder / "files"
-        self._facts = self.folder / "facts.json"
+        super().__init__(home, run_id)
         self._lock: int | None = None
-
-    @property
-    def facts(self) -> dict[str, Any] | None:
-        """What is known of the run so far; None if it was never tracked from here."""
-        return json.loads(self._facts.read_text()) if self._facts.exists() else None
 
     def begin(self, plan: Plan, origin: Origin) -> None:
         """Write down what the run carries from the start, and hold its lock for as long as this process lives."""
@@ -71,8 +58,9 @@ class TrackedRun:
         (self.files / "plan.json").write_text(json.dumps(payloads, indent=1, sort_keys=True))
         source = " ".join(filter(None, [recipe.path.name, origin.changes]))
         self._write({
-            "name": run_id, "experiment": recipe.name, "status": "RUNNING", "started": time.time(), "summary": "",
-            "metrics": {}, "ui": origin.ui, "params": run_params(plan, origin.changes),
+            "name": run_id, "experiment": recipe.name, "status": "RUNNING", "summary": "",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"), "metrics": {}, "ui": origin.ui,
+            "params": run_params(plan, origin.changes),
             "tags": {
                 "align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": origin.flow_run_id or "",
                 **source_tags(source),
@@ -83,17 +71,6 @@ class TrackedRun:
     def end(self, status: str, **more: Any) -> None:
         """Write down how the run ended, and what more is known: `summary`, headline `metrics`, and their `policy`."""
         self._write({**(self.facts or {}), "status": status, **more})
-
-    def lost(self) -> bool:
-        """Whether its process is gone without a word."""
-        return self.facts is not None and self.facts["status"] == "RUNNING" and not self.live()
-
-    def live(self) -> bool:
-        """Whether its process is there."""
-        if not (self.folder / "lock").exists():
-            return False
-        with held(self.folder / "lock") as free:
-            return not free
 
     def sent(self, server: str) -> Sent:
         """What a server has of it."""

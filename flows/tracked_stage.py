@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class TrackedStage:
         }
         facts = {
             "uses": self.uses, "key": self.key, "name": planned.label, "experiment": plan.recipe.name,
-            "run_id": run_id, "started": time.time(), "ui": ui, "inputs": inputs,
+            "run_id": run_id, "started": datetime.now(UTC).isoformat(), "ui": ui, "inputs": inputs,
             "params": {**flat(planned.stage.settings()), **stage_params(planned, plan)},
             "tags": {
                 "align.makes": planned.handle.kind, **source_tags(f"{plan.recipe.path.name}:{planned.label}"),
@@ -146,7 +147,8 @@ class TrackedStage:
             return
         ends = [folder / name for folder in (self.result, self.draft) for name in ("manifest.json", "log.txt")]
         at = max((path.stat().st_mtime for path in ends if path.exists()), default=time.time())
-        at = max(at, (self.facts or {}).get("started", 0.0))
+        if started := (self.facts or {}).get("started"):
+            at = max(at, datetime.fromisoformat(started).timestamp())
         client.set_terminated(run, status, end_time=int(at * 1000))
 
 

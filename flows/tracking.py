@@ -125,7 +125,7 @@ class Tracker:
                 return None
             return Place(run, server.experiment(recipe))
 
-        return compare_links(comparisons, server.uri, place)
+        return compare_links(comparisons, server.shown, place)
 
     def also(self, record: RunRecord) -> None:
         """Send what MLflow lacks of another run too."""

@@ -61,7 +61,7 @@ class Versions:
     def make(self, run: str, tags: Mapping[str, str], description: str) -> str:
         """A new version, of the output in a stage's run; gives its number."""
         try:
-            self.client.create_registered_model(self.name, description=ABOUT.format(name=self.name))
+            self.client.create_registered_model(self.name, description=ABOUT.format(name=self.name.replace("`", "")))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -100,7 +100,7 @@ def only_champion(server: MlflowServer) -> str:
     """The one registered model that has a champion; raises UserError if there is none, or several."""
     names = [model.name for model in server.client.search_registered_models() if CHAMPION in model.aliases]
     if not names:
-        raise UserError(f"no model in MLflow at {server.uri} has a champion; `align promote STAGE --as champion`")
+        raise UserError(f"no model in MLflow at {server.shown} has a champion; `align promote STAGE --as champion`")
     if len(names) > 1:
         raise UserError(f"--name: wanted one of {', '.join(sorted(names))}, which all have a champion")
     return str(names[0])

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from artifacts.errors import RecipeError
-from pipelines.recipe import yaml_problem
+from pipelines.reading import parse, yaml_problem
 
 OPEN, CLOSE = "([{<", ")]}>"
 """`<|end|>` is a token, and no three values."""
@@ -39,7 +39,7 @@ def _assignments(words: Sequence[str], what: str) -> Iterator[tuple[str, str]]:
 
 def _value(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parse(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: {text!r} is not a YAML value ({yaml_problem(error)})") from error
 

@@ -14,19 +14,23 @@ Recipe version 1: fields are only ever added.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from artifacts.errors import RecipeError
+from pipelines.limits import MOST_STAGES, names_problem, size_problem
 from pipelines.problems import Problems, did_you_mean, field_problems
+from pipelines.reading import read_recipe
 from pipelines.sweep import MOST_BRANCHES, Sweep, set_field, swept
 from pipelines.wiring import check_stages
 from tasks.context import Execution
+
+LONGEST_LABEL = 160
+"""Bytes of a recipe's name, or of a stage's: a file's name has up to 255, and runs are files."""
+NOT_IN_NAMES = "/\\'\""
 
 
 class Recipe(BaseModel):
@@ -35,11 +39,22 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: int = Field(1, ge=1, le=1)
     name: str = ""
-    """Names the MLflow experiment; by default the file's name. Never part of a key."""
+    """Names the MLflow experiment and, with a time, its runs; by default the file's name. Never part of a key."""
     seed: int = Field(0, ge=0)
     execution: Execution = Execution()
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
     path: Path = Path()
+
+    @field_validator("name")
+    @classmethod
+    def _names_no_path(cls, name: str) -> str:
+        """Runs are files and folders of this name, and in what MLflow is asked it stands in quotes."""
+        if is_label(name) and name[0] != "." and not set(name) & set(NOT_IN_NAMES):
+            return name
+        raise ValueError(
+            f"wanted at most {LONGEST_LABEL} bytes of text in one line, without {' '.join(NOT_IN_NAMES)} and a dot at "
+            f"the beginning, got {name[:40]!r}; set `name`, or call the file otherwise"
+        )
 
     def seed_of(self, label: str) -> int:
         """A stage's own seed, or the recipe's."""
@@ -51,23 +66,6 @@ class Recipe(BaseModel):
         return [self.path.resolve().parent, Path.cwd()]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, since the first of them would vanish without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(problem=f"{key!r} can't be a name", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_recipe(
     path: Path, overrides: Mapping[str, Any] | None = None, execution: Mapping[str, Any] | None = None,
     sweep: Sweep | None = None, max_branches: int = MOST_BRANCHES,
@@ -76,8 +74,9 @@ def load_recipe(
 
     Raises RecipeError with every problem at once.
     """
-    raw = _read(path)
+    raw = read_recipe(path)
     problems = Problems(str(path))
+    _check_changes({"overrides": overrides, "execution": execution, "sweep": sweep}, problems)
     if "path" in raw:
         problems.add("path", "no such field")
     for name, value in (overrides or {}).items():
@@ -88,6 +87,7 @@ def load_recipe(
             set_field(raw["execution"], name.split("."), value)
     if not raw.get("name"):
         raw["name"] = path.stem
+    _check_size(raw, problems)
     problems.extend(field_problems(Recipe, {**raw, "path": path}, ""))
     check_stages(raw.get("stages"), problems)
     for name in sweep or {}:
@@ -100,25 +100,30 @@ def load_recipe(
     return Recipe.model_validate({**raw, "path": path})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(), Loader=_Loader)
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; `ls pipelines/*.yaml` shows those that ship") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: can't be read as text ({error})") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: {yaml_problem(error)}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: wanted a mapping with `stages:`, got {type(raw).__name__}")
-    return raw
+def _check_changes(changes: Mapping[str, Mapping[str, Any] | None], problems: Problems) -> None:
+    """Raise RecipeError for more than can be meant, before any of it is copied into the recipe."""
+    for what, given in changes.items():
+        if problem := names_problem(given or ()) or size_problem(given):
+            problems.add(what, problem)
+    problems.raise_if_any()
 
 
-def yaml_problem(error: yaml.YAMLError) -> str:
-    """One line: where, and what."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{place}not valid YAML: {problem or ' '.join(str(error).split())}"
+def _check_size(raw: Mapping[str, Any], problems: Problems) -> None:
+    """Raise RecipeError for a recipe that is too much with all that was put into it, and for names of no use."""
+    if problem := size_problem(raw):
+        problems.add("recipe", problem)
+    stages = raw.get("stages")
+    if isinstance(stages, dict) and len(stages) > MOST_STAGES:
+        problems.add("stages", f"wanted at most {MOST_STAGES}, got {len(stages):,}")
+    for label in stages if isinstance(stages, dict) else ():
+        if isinstance(label, str) and not is_label(label):
+            problems.add("stages", f"wanted names of at most {LONGEST_LABEL} bytes in one line, got {label[:40]!r}")
+    problems.raise_if_any()
+
+
+def is_label(text: str) -> bool:
+    """Whether a text can stand for a thing in files, tables and on pages."""
+    return text.isprintable() and text.strip() == text != "" and len(text.encode()) <= LONGEST_LABEL
 
 
 def _override(raw: dict[str, Any], name: str, value: Any, problems: Problems) -> None:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipelines.limits import MOST_COPIES
 from pipelines.problems import Problems
 from pipelines.wiring import Stages, Wiring, check_stages, ordered
 from tasks.registry import stage_class
@@ -49,6 +50,8 @@ def swept(stages: Stages, sweep: Sweep, most_branches: int, problems: Problems) 
             ", ".join(sweep),
             f"wanted at most {most_branches} branches, got {count}; leave out values, or add --yes (max_branches)",
         )
+    elif (count := sum(math.prod(len(sweep[name]) for name in names) for names in hangs_on.values())) > MOST_COPIES:
+        problems.add(", ".join(sweep), f"wanted at most {MOST_COPIES:,} stages with all branches, got {count:,}")
     if problems.found:
         return stages
     return dict(_copies(stages, wiring, hangs_on, sweep))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,7 @@ from artifacts.kinds import Adapter, Artifact, Checkpoint
 from tasks.context import Context
 from tasks.shape import ModelShape
 from tasks.sources import locate, split_hub, understood
-from tasks.stage import Stage
+from tasks.stage import Outside, Stage
 from tasks.training.model_files import TOKENIZER_FILES
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -32,7 +32,7 @@ class Adopt(Stage):
     """An adapter on `base`, in peft's form, or a complete model tuned from it, in transformers'."""
 
     seeded: ClassVar[bool] = False
-    outside: ClassVar[frozenset[str]] = frozenset({"source"})
+    outside: ClassVar[Mapping[str, Outside]] = {"source": "model"}
 
     base: Checkpoint
     """What it was trained on."""

@@ -7,7 +7,7 @@ sequence is never masked away with the padding.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -20,7 +20,7 @@ from artifacts.kinds import Artifact, Checkpoint
 from tasks.context import Context
 from tasks.lora import Name
 from tasks.sources import locate, split_hub, understood
-from tasks.stage import Stage
+from tasks.stage import Outside, Stage
 from tasks.tiny import TINY, build_tiny
 from tasks.training.model_files import TOKENIZER_FILES, save_checkpoint
 
@@ -48,7 +48,7 @@ class BaseModelStage(Stage):
 
     version: ClassVar[int] = 2  # 1 wrote any model in one file
     seeded: ClassVar[bool] = False
-    outside: ClassVar[frozenset[str]] = frozenset({"source"})
+    outside: ClassVar[Mapping[str, Outside]] = {"source": "model"}
 
     source: str = Field(min_length=1)
     """A folder or GGUF file, `package:NAME` (a GGUF inside an installed package), `builtin:tiny-llama` or
@@ -194,8 +194,10 @@ def _dequantised(path: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

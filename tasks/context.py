@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,8 @@ class Execution(BaseModel):
     """Seconds between two samples of what a stage takes of CPU, memory and GPU; 0 takes none."""
     save_interval: int = Field(25, ge=1)
     """Optimizer steps between two checkpoints."""
+    save_minutes: float = Field(5.0, gt=0)
+    """Where steps take long, a checkpoint is also written at the first step's end so long after the last one."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest checkpoints stay on the disk while a stage trains."""
     requests: int = Field(4, ge=1)
@@ -151,6 +154,20 @@ class StopRequest:
             self.patient = False
 
 
+class SaveClock:
+    """Whether the last checkpoint is so old that it is time for another, whatever the steps say."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds, self._saved = 60 * minutes, time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved > self.seconds
+
+    def saved(self) -> None:
+        """One was written."""
+        self._saved = time.monotonic()
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage is given beside its fields."""
@@ -167,6 +184,11 @@ class Context:
     stop: StopRequest = field(default_factory=StopRequest)
     processes: Processes = ALONE
     """Those that work on this stage; what is logged and written by any but the first goes nowhere."""
+
+    @cached_property
+    def save_clock(self) -> SaveClock:
+        """Runs from when the stage first looks at it."""
+        return SaveClock(self.execution.save_minutes)
 
     @property
     def samples(self) -> StepLog:

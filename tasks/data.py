@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -24,7 +24,7 @@ from tasks.row_files import most_rows, require_readable
 from tasks.rows import Form, Row, RowError, read_rows, shown_problems
 from tasks.sources import locate
 from tasks.splits import write_split
-from tasks.stage import Stage, Terms
+from tasks.stage import Outside, Stage, Terms
 
 KINDS: dict[Form, type[Dataset]] = {
     "demonstrations": Demonstrations, "preferences": Preferences, "feedback": Feedback,
@@ -34,7 +34,7 @@ KINDS: dict[Form, type[Dataset]] = {
 class Data(Stage):
     """Rows for training and the held-out rows (`test`) that go with them."""
 
-    outside: ClassVar[frozenset[str]] = frozenset({"source", "test_source"})
+    outside: ClassVar[Mapping[str, Outside]] = {"source": "data", "test_source": "data"}
 
     base: Checkpoint
     """Whose tokenizer and chat template render the rows."""

@@ -26,6 +26,7 @@ from tasks.memory import rows as row_memory
 from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
 from tasks.parallel.settings import SHARDED, WHOLE, Modes
+from tasks.settings import Training
 from tasks.tuning import Paired
 
 LossType = Literal[
@@ -41,14 +42,15 @@ class DPO(Paired):
     """The policy starts as a copy of `policy`, and the reference is that copy frozen, on one base in memory."""
 
     modes: ClassVar[Modes] = (*WHOLE, *SHARDED)
+    shown: ClassVar[tuple[str, ...]] = ("beta", "loss_type", "sft_weight", *Training.shown)
 
     beta: float = Field(0.1, gt=0)
     """Worth of a unit of log-ratio; the smaller, the further from the reference."""
     loss_type: LossType = "sigmoid"
-    """The equation above, or what others put in its place, under TRL's names: `ipo` (arXiv:2310.12036), `hinge` (SLiC,
-    2305.10425), `robust` (2403.00409), `exo_pair` (2402.00856), `nca_pair` (2402.05369), `sppo_hard` (2405.00675),
-    `aot` (2406.05882), `apo_zero` and `apo_down` (2408.06266), `discopop` (2406.08414); `sigmoid_norm` with
-    log-ratios a token."""
+    """`sigmoid` is equation 7; `sigmoid_norm` has log-ratios a token; what others put in its place, under TRL's names:
+    `ipo` (arXiv:2310.12036), `hinge` (SLiC, 2305.10425), `robust` (2403.00409), `exo_pair` (2402.00856), `nca_pair`
+    (2402.05369), `sppo_hard` (2405.00675), `aot` (2406.05882), `apo_zero` and `apo_down` (2408.06266), `discopop`
+    (2406.08414)."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """The share of pairs whose label is thought to be wrong, for `robust`, `exo_pair` and `aot`."""
     sft_weight: float = Field(0.0, ge=0)

@@ -26,7 +26,7 @@ from tasks.judging.answers import Answers
 from tasks.judging.pairs import PLACES, QUESTION, Pair, paired
 from tasks.judging.verdicts import Judged, both_answers, figures, verdict
 from tasks.rendering import Template
-from tasks.stage import Stage
+from tasks.stage import Outside, Stage
 
 
 class Judge(Stage):
@@ -34,7 +34,9 @@ class Judge(Stage):
 
     seeded: ClassVar[bool] = False
     goes_on_from: ClassVar[str] = "answers.jsonl"
-    outside: ClassVar[frozenset[str]] = frozenset({"endpoint", "api_key_env", "max_lost"})
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "endpoint": "endpoint", "api_key_env": "variable", "max_lost": "nothing",
+    }  # fmt: skip
     """Where the judge is, and how much may be lost on the way: neither changes a verdict, and verdicts cost money."""
 
     report: Report

@@ -17,7 +17,7 @@ nothing; each row keeps its other completion y' throughout, and log pi_ref is co
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ from tasks.context import Context
 from tasks.memory import rows as row_memory
 from tasks.memory.parts import Memory
 from tasks.memory.rows import Case
+from tasks.settings import Training
 from tasks.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def loss(
 
 class KTO(Tuning):
     """Trains a copy of `policy` on labelled completions; the reference is what it starts from."""
+
+    shown: ClassVar[tuple[str, ...]] = ("beta", "desirable_weight", "undesirable_weight", *Training.shown)
 
     data: Feedback
     beta: float = Field(0.1, gt=0)

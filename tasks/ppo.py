@@ -46,6 +46,7 @@ class PPO(Online):
     version: ClassVar[int] = 2  # 1 added the adapters' part after the product, and rounded otherwise
     renamed: ClassVar[Mapping[str, Any]] = RENAMED
     models_trained: ClassVar[int] = 2
+    shown: ClassVar[tuple[str, ...]] = (*Online.shown, "num_ppo_epochs", "num_mini_batches", "cliprange", "schedule")
 
     kl_coef: float = Field(0.05, ge=0)
     """What a nat of KL costs, in units of score; the start value with the adaptive controller."""

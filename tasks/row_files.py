@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,20 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _hub_rows(source: str) -> Iterator[Any]:
-    from datasets import load_dataset
+    from datasets import load_dataset_builder
 
     identity, commit = split_hub(source)
-    yield from load_dataset(identity, revision=commit, split="train")
+    builder = load_dataset_builder(identity, revision=commit)
+    require_on_hub(source, (file for files in (builder.config.data_files or {}).values() for file in files))
+    builder.download_and_prepare()
+    yield from builder.as_dataset(split="train")
+
+
+def require_on_hub(source: str, files: Iterable[Any]) -> None:
+    """Raise DataError for a data set whose card names files of this machine, or of any other place.
+
+    The commit says nothing of these, and whoever writes a card must not read this machine's files with it.
+    """
+    for file in files:
+        if not str(file).rpartition("::")[2].startswith("hf://datasets/"):
+            raise DataError(f"{source}: its card names {file}, which is not on the hub; take that file as source")

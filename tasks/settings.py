@@ -41,6 +41,7 @@ class Training(Optimizing):
     version: ClassVar[int] = 2  # 1 kept rows of equal length in the data's order within a group of batches
     modes: ClassVar[Modes] = WHOLE
     """What it can do in several processes."""
+    shown: ClassVar[tuple[str, ...]] = ("learning_rate", "epochs", "batch_size")
     batch_size: int = Field(8, ge=1)
     """Rows in one optimizer step, over all processes and micro-batches."""
     epochs: float = Field(1.0, gt=0)

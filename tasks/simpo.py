@@ -13,11 +13,12 @@ log(1 + exp(gamma)).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tasks.context import Context
+from tasks.settings import Training
 from tasks.tuning import Paired
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> Tens
 
 class SimPO(Paired):
     """Trains a copy of `policy` on pairs."""
+
+    shown: ClassVar[tuple[str, ...]] = ("beta", "gamma", *Training.shown)
 
     beta: float = Field(2.0, gt=0)
     """Worth of a nat a token; the paper's are 2 to 10."""

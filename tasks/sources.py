@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from artifacts.errors import AlignError, DataError, ModelError, UserError, ran_out_of_memory
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*(@[A-Za-z0-9][\w./-]*)?")
 HUB_TIMEOUT_S = 10
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gguf", ".safetensors", ".bin", ".txt", ".yaml", ".zip", ".gz")
 """What ends like this was meant as a file. (`Qwen/Qwen2.5-0.5B` has a dot, and is none.)"""
@@ -24,15 +24,35 @@ def locate(source: str, folders: Sequence[Path], *, repo: Literal["model", "data
     wrong: type[UserError] = ModelError if repo == "model" else DataError
     if source.startswith("hub:"):
         return f"hub:{_pinned(source.removeprefix('hub:'), repo, wrong)}"
-    path = Path(source).expanduser()
-    places = [path] if path.is_absolute() else [folder / path for folder in folders]
-    for place in places:
-        if place.exists():
-            return str(place.resolve())
-    if HUB_ID.fullmatch(source) and not source.lower().endswith(FILE_SUFFIXES):
+    looked_at = places(source, folders)
+    if (found := first_there(looked_at)) is not None:
+        return str(found.resolve())
+    if is_hub_id(source):
         return f"hub:{_pinned(source, repo, wrong)}"
-    looked = " nor at ".join(dict.fromkeys(str(place) for place in places))
+    looked = " nor at ".join(dict.fromkeys(str(place) for place in looked_at))
     raise wrong(f"source: nothing is at {looked}; give a path from the recipe's folder or from here")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source that is no file may be `org/name` or `org/name@revision` on the hub."""
+    return bool(HUB_ID.fullmatch(source)) and ".." not in source and not source.lower().endswith(FILE_SUFFIXES)
+
+
+def places(source: str, folders: Sequence[Path]) -> list[Path]:
+    """Where a path is looked for, in this order."""
+    path = Path(source)
+    with suppress(RuntimeError):  # `~somebody`, whom nobody knows here
+        path = path.expanduser()
+    return [path] if path.is_absolute() else [folder / path for folder in folders]
+
+
+def first_there(paths: Sequence[Path]) -> Path | None:
+    """The first of them that exists; names that no file can have don't."""
+    for path in paths:
+        with suppress(OSError, ValueError):  # too long, or with a byte 0 in it
+            if path.exists():
+                return path
+    return None
 
 
 def _pinned(name: str, repo: str, wrong: type[UserError]) -> str:

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, Union
+from typing import Any, ClassVar, Literal, NamedTuple, Self, Union
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -19,6 +19,10 @@ from tasks.context import Context, Execution
 from tasks.lora import LoRA
 from tasks.memory.lengths import Lengths
 from tasks.memory.parts import Kind, Memory
+
+Outside = Literal["data", "model", "programs", "endpoint", "variable", "nothing"]
+"""What a field names outside the store: rows or a model, by a path or where a hub has them; Python functions, as the
+keys of a mapping; a URL; an environment variable. Or nothing, where the field only does not count for the key."""
 
 
 class Input(NamedTuple):
@@ -63,11 +67,13 @@ class Stage(BaseModel):
     """Bump when the same fields would now give other bytes."""
     seeded: ClassVar[bool] = True
     """Whether the recipe's seed changes the result."""
-    outside: ClassVar[frozenset[str]] = frozenset()
-    """Fields that name things outside the store; the key holds their content instead of their name."""
+    outside: ClassVar[Mapping[str, Outside]] = {}
+    """Every field that names something outside the store, and what; the key holds its content instead of its name."""
     goes_on_from: ClassVar[str] = "checkpoint-*/manifest.json"
     """What it leaves in its work folder to go on from, as a pattern."""
 
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Settings that a form shows, the most telling first; a stage with none has no form of its own."""
     renamed: ClassVar[Mapping[str, Callable[[Any, Mapping[str, Any]], str]]] = {}
     """Names that a field has elsewhere, to what to write here, from the value given and the other fields given."""
 
@@ -170,7 +176,7 @@ class Stage(BaseModel):
         Leaving defaults out is what lets a later version add a field without changing old keys; a test pins every
         default to the stage's version, since changing one means other results under the same key.
         """
-        skipped = set(self.inputs()) | self.outside
+        skipped = self.inputs().keys() | self.outside.keys()
         return self.model_dump(mode="json", exclude=skipped, exclude_defaults=True)
 
     def settings(self) -> dict[str, Any]:

@@ -111,6 +111,8 @@ class Tuning(FromPolicy, Training):
 class Paired(Tuning):
     """Learns from pairs by a loss that `beta` scales."""
 
+    shown: ClassVar[tuple[str, ...]] = ("beta", *Training.shown)
+
     data: Preferences
     beta: float = Field(0.1, gt=0)
     """Worth of a unit of log-probability."""

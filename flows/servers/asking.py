@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from base64 import b64encode
 from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
+from urllib.parse import unquote, urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
-from flows.servers.state import MLFLOW, PREFECT, ROLES, Servers
+from flows.addresses import without_secrets
+from flows.servers.state import MLFLOW, PASSWORD, PREFECT, ROLES, SERVER_PASSWORD, Servers
 
 TIMEOUT_S = 3.0
 POLLED_S = 60.0
@@ -17,25 +21,34 @@ POLLED_S = 60.0
 _OPENER = build_opener(ProxyHandler({}))  # a proxy of the user's leads elsewhere, never to this machine
 
 
-def ask(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
-    """The text at an address, if it is there."""
+def ask(url: str, timeout_s: float = TIMEOUT_S, password: str | None = None) -> str | None:
+    """The text at an address, if it is there; `password` is `user:password`, for a server that is known."""
+    parts = urlsplit(url)
+    if parts.username is not None:
+        url, password = without_secrets(url), f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    headers = {"Authorization": f"Basic {b64encode(password.encode()).decode()}"} if password else {}
     try:
-        with _OPENER.open(url, timeout=timeout_s) as answer:
+        with _OPENER.open(Request(url, headers=headers), timeout=timeout_s) as answer:
             return str(answer.read(1 << 20).decode(errors="replace"))
     except (HTTPError, HTTPException, OSError, ValueError):
         return None
 
 
-def _ask_json(url: str) -> Any:
+def _ask_json(url: str, password: str | None = None) -> Any:
     try:
-        return json.loads(ask(url) or "null")
+        return json.loads(ask(url, password=password) or "null")
     except ValueError:
         return None
 
 
-def prefect_version(server: str) -> str | None:
-    """The version of the Prefect server at an address without `/api`."""
-    found = _ask_json(f"{server}/api/admin/version")
+def _password() -> str | None:
+    """What the environment says of the Prefect server that is used; nobody else is told."""
+    return os.environ.get(PASSWORD) or os.environ.get(SERVER_PASSWORD)
+
+
+def prefect_version(server: str, *, used: bool = False) -> str | None:
+    """The version of the Prefect server at an address without `/api`, which may be the one that is used."""
+    found = _ask_json(f"{server}/api/admin/version", _password() if used else None)
     return found if isinstance(found, str) else None
 
 
@@ -55,7 +68,7 @@ def mlflow_version(server: str) -> str | None:
 
 def deployment(servers: Servers, name: str = "align/align") -> dict[str, Any] | None:
     """A deployment as Prefect knows it."""
-    found = _ask_json(f"{servers.prefect_api}/deployments/name/{name}")
+    found = _ask_json(f"{servers.prefect_api}/deployments/name/{name}", _password())
     return found if isinstance(found, dict) and "id" in found else None
 
 

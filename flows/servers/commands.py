@@ -11,7 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from flows.servers.processes import MARK, Started
-from flows.servers.state import EVERYWHERE, LOOPBACK, MLFLOW, PREFECT, SERVING, Servers, bracketed, log_of
+from flows.servers.state import (
+    EVERYWHERE,
+    LOOPBACK,
+    MLFLOW,
+    ONLY_HERE,
+    PASSWORD,
+    PREFECT,
+    SERVER_PASSWORD,
+    SERVING,
+    Servers,
+    bracketed,
+    log_of,
+)  # fmt: skip
 
 LOG_BYTES = 10 << 20
 """A log that is longer makes way for a new one when its process is started again."""
@@ -53,7 +65,7 @@ def mlflow_command(servers: Servers, home: Path) -> list[str]:
 
 def _named_by_browsers(servers: Servers) -> list[str]:
     """Names and addresses by which a browser may ask, where other machines can: MLflow refuses all but these."""
-    if servers.host in (LOOPBACK, "localhost", "::1"):
+    if servers.host in ONLY_HERE:
         return []  # its default
     own = [LOOPBACK, "localhost", socket.gethostname(), socket.getfqdn(), shown_host(servers)]
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
@@ -94,6 +106,8 @@ def environment(servers: Servers, role: str, home: Path) -> dict[str, str]:
         "PREFECT_UI_URL": ui_api(servers).removesuffix("/api"),
         "PYTHONUNBUFFERED": "1",
     }
+    if SERVER_PASSWORD in inherited:
+        own[PASSWORD] = inherited[SERVER_PASSWORD]
     if role == PREFECT:
         own |= {
             "PREFECT_UI_API_URL": ui_api(servers),  # else the pages call port 4200, whatever the server's is

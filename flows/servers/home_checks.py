@@ -90,10 +90,10 @@ def lost_runs_found(home: Path) -> Iterator[Finding]:
     if not (home / "runs").exists():
         return
     from flows.records import load_records
-    from flows.tracked_run import TrackedRun
+    from flows.run_folder import RunFolder
 
     records = load_records(home)
-    lost = [record.run_id for record in records if TrackedRun(home, record.run_id).lost()]
+    lost = [record.run_id for record in records if RunFolder(home, record.run_id).lost()]
     for run_id in lost:
         yield Finding("runs", WARNING, f"{run_id}: its process is gone without a word",
                       "`align sync` tells MLflow and Prefect; run the same recipe again to go on")  # fmt: skip

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from flows.addresses import without_secrets
 from flows.servers import asking, ports
 from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT, who_has
 from flows.servers.commands import ui_api
@@ -45,12 +46,12 @@ def up_found(home: Path) -> Iterator[Finding]:
 
 def prefect_found(server: str, ui_wanted: str, do: str) -> Iterator[Finding]:
     """A Prefect server: its version, and where its pages look for its API."""
-    version = asking.prefect_version(server)
+    version, server = asking.prefect_version(server, used=True), without_secrets(server)
     if version is None:
         yield Finding("servers", BROKEN, f"Prefect does not answer at {server}", do)
         return
     yield _version("prefect", "Prefect", server, version, do)
-    ui = asking.prefect_ui_api(server)
+    ui, ui_wanted = asking.prefect_ui_api(server), without_secrets(ui_wanted)
     if ui is None or ui.rstrip("/") == ui_wanted:
         return
     local = urlsplit(ui).hostname in (LOOPBACK, "localhost", "::1")
@@ -59,7 +60,7 @@ def prefect_found(server: str, ui_wanted: str, do: str) -> Iterator[Finding]:
 
 
 def mlflow_found(server: str, do: str) -> Iterator[Finding]:
-    version = asking.mlflow_version(server)
+    version, server = asking.mlflow_version(server), without_secrets(server)
     if version is None:
         yield Finding("servers", BROKEN, f"MLflow does not answer at {server}", do)
     else:

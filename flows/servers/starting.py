@@ -13,6 +13,7 @@ from pathlib import Path
 from artifacts.errors import ServerError
 from artifacts.locking import held
 from artifacts.store import Store
+from flows.addresses import without_secrets
 from flows.servers import asking, databases, ports
 from flows.servers.choosing import Asked, new_servers
 from flows.servers.commands import start
@@ -133,4 +134,5 @@ def _last_words(home: Path, role: str, begin: int) -> str:
     lines = text[begin if begin < len(text) else 0 :].decode(errors="replace").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     errors = [line for line in lines if "rror" in line and not line.startswith(("Traceback", "File "))]
-    return f"{(errors or lines or ['it said nothing'])[-1][:300]} (all of it is in {log_of(home, role)})"
+    said = without_secrets((errors or lines or ["it said nothing"])[-1])[:300]
+    return f"{said} (all of it is in {log_of(home, role)})"

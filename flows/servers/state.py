@@ -14,7 +14,10 @@ from flows.servers.processes import Started
 
 PREFECT, MLFLOW, SERVING = ROLES = ("prefect", "mlflow", "serving")
 LOOPBACK = "127.0.0.1"
+ONLY_HERE = (LOOPBACK, "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
+SERVER_PASSWORD, PASSWORD = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
+"""What a Prefect server asks for, and what its clients tell it, as `user:password`."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def use_servers(home: Path) -> None:
         os.environ.setdefault("MLFLOW_TRACKING_URI", servers.mlflow)
     if servers.alive(PREFECT) and named_prefect() is None:
         os.environ["PREFECT_API_URL"] = servers.prefect_api
+        if SERVER_PASSWORD in os.environ:
+            os.environ.setdefault(PASSWORD, os.environ[SERVER_PASSWORD])
 
 
 def named_prefect() -> str | None:

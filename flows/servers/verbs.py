@@ -10,9 +10,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.addresses import without_secrets
 from flows.servers import asking
 from flows.servers.commands import shown_host
-from flows.servers.state import LOOPBACK, MLFLOW, PREFECT, ROLES, SERVING, Servers, bracketed, folder_of, named_prefect
+from flows.servers.state import (
+    LOOPBACK,
+    MLFLOW,
+    ONLY_HERE,
+    PREFECT,
+    ROLES,
+    SERVER_PASSWORD,
+    SERVING,
+    Servers,
+    bracketed,
+    folder_of,
+    named_prefect,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from flows.servers.choosing import Asked
@@ -30,6 +43,8 @@ def show_up(home: Path, *, asked: Asked, as_json: bool) -> int:
     signal.signal(signal.SIGTERM, _as_ctrl_c)
     servers, started = up(home, asked)
     report = report_of(home, servers)
+    for line in unguarded(servers):
+        print(line, file=sys.stderr)
     if as_json:
         print(json.dumps({**report, "started": started}))
         return 0
@@ -108,10 +123,21 @@ def _lines(report: dict[str, Any]) -> str:
     return "\n".join([*rows, f"recipes are looked up in {report['folder']}; logs are in {report['logs']}"])
 
 
+def unguarded(servers: Servers) -> list[str]:
+    """What must be known of servers that other machines can reach."""
+    if servers.host in ONLY_HERE:
+        return []
+    where, more = f"can be reached at {shown_host(servers)}", "put a firewall or a proxy before it"
+    if SERVER_PASSWORD in os.environ:
+        return [f"warning: MLflow asks for no password and {where}: whoever does reads and deletes results; {more}"]
+    return [
+        f"warning: neither server asks for a password, and both {where}: whoever does starts runs on this machine, and "
+        f"reads and deletes results; for Prefect set {SERVER_PASSWORD}=USER:PASSWORD, and MLflow: {more}"
+    ]
+
+
 def _remarks(servers: Servers) -> list[str]:
     found = []
-    if servers.host != LOOPBACK:
-        found.append(f"warning: neither server asks for a password, and both can be reached at {shown_host(servers)}")
     if servers.folder != str(Path.cwd()):
         found.append(f"note: served flow runs look for recipes in {servers.folder}, where `align up` was first given")
     return found
@@ -121,7 +147,7 @@ def _named_elsewhere(servers: Servers) -> list[str]:
     """What the environment says against the servers that are up."""
     named = {"PREFECT_API_URL": named_prefect(), "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI")}
     return [
-        f"note: {name} is {value}, so `align run` uses that from here"
+        f"note: {name} is {without_secrets(value)}, so `align run` uses that from here"
         for name, value in named.items()
         if value and value.rstrip("/") not in (servers.prefect_api, servers.mlflow)
     ]

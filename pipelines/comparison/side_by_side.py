@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipelines.comparison.markdown_text import inert
 from pipelines.comparison.policies import Compared
 
 PROMPTS = 24
@@ -35,10 +36,10 @@ def _written(name: str, result: Mapping[str, Any]) -> Written:
 def side_by_side(policies: Sequence[Compared], prompts: int = PROMPTS) -> str:
     """A Markdown table: a row for each prompt, a column for each policy."""
     names = [policy.name for policy in policies]
-    lines = [f"| prompt | {' | '.join(map(_escape, names))} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| prompt | {' | '.join(map(inert, names))} |", "|---" * (len(names) + 1) + "|"]
     for prompt, completions in written(policies, prompts):
-        cells = {one.policy: f"{verdict(one)}{_escape(one.text)}" for one in completions}
-        lines.append(f"| {_escape(prompt)} | {' | '.join(cells.get(name, '–') for name in names)} |")
+        cells = {one.policy: f"{verdict(one)}{inert(one.text)}" for one in completions}
+        lines.append(f"| {inert(prompt)} | {' | '.join(cells.get(name, '–') for name in names)} |")
     return "\n".join(lines)
 
 
@@ -46,7 +47,3 @@ def verdict(one: Written) -> str:
     """The check's outcome as a mark, and the score, before a completion."""
     mark = {True: "✓ ", False: "✗ ", None: ""}[one.passed]
     return mark + (f"({one.score:.2f}) " if one.score is not None else "")
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "<br>")

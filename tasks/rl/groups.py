@@ -67,6 +67,7 @@ class Groups(Online):
     """A stage that learns from groups of completions of the same prompt, one optimizer step (or more) a rollout."""
 
     renamed: ClassVar[Mapping[str, Any]] = RENAMED
+    shown: ClassVar[tuple[str, ...]] = ("num_generations", *Online.shown)
 
     kl_coef: float = Field(0.05, ge=0)
     """What a nat of KL costs, in units of score; 0 keeps no reference."""

@@ -249,10 +249,11 @@ class Loop:
         return found
 
     def _saves(self) -> bool:
-        """At the first rollout's end after each `save_interval` optimizer steps, and after the last rollout."""
+        """At the first rollout's end after each `save_interval` steps or `save_minutes`, and after the last rollout."""
         interval, done = self.ctx.execution.save_interval, self.kept["done"]
         passed = self._step(done) // interval > self._step(done - 1) // interval
-        return passed or done == self.rollouts
+        late = self.ctx.processes.any(self.ctx.save_clock.due())
+        return passed or late or done == self.rollouts
 
     def _save(self) -> None:
         def save() -> None:
@@ -260,6 +261,7 @@ class Loop:
             save_state(state, self.ctx.work, self.kept["done"], self.ctx.execution.keep_checkpoints)
 
         self.ctx.processes.done_by_the_first(save)
+        self.ctx.save_clock.saved()
 
     def _remember_best(self, number: int, rollout: Rollout) -> None:
         """Before the update: the policy that wrote this rollout, if it is the best within the limit so far."""

@@ -25,6 +25,15 @@ class Online(FromPolicy, Sampling, Optimizing):
     models_trained: ClassVar[int] = 1
     """The policy; a value model would be another."""
 
+    shown: ClassVar[tuple[str, ...]] = (
+        "total_episodes",
+        "learning_rate",
+        "kl_coef",
+        "batch_size",
+        "max_new_tokens",
+        "temperature",
+    )
+
     eval_rows: int = Field(64, ge=0)
     """Held-out prompts that are sampled from and scored before and after training; 0 for none."""
 

@@ -19,11 +19,13 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import DataError, StageError, UserError, ran_out_of_memory
 from tasks.checks import passes
+from tasks.sources import places
 
 CHECKS = "checks"
 Scorer = Callable[[list[dict[str, Any]], list[str]], list[float]]
@@ -56,11 +58,16 @@ def locate_program(name: str, folders: Sequence[Path]) -> str:
     return f"{path}:{function}"
 
 
+def file_of(module: str) -> str:
+    """The path of a module's file, looked for from the folders before it is looked for among what is installed."""
+    return module if module.endswith(".py") else module.replace(".", "/") + ".py"
+
+
 def _file_of(module: str, folders: Sequence[Path]) -> Path | None:
-    relative = module if module.endswith(".py") else module.replace(".", "/") + ".py"
-    for folder in folders:
-        if (path := Path(folder, relative).expanduser()).is_file():
-            return path.resolve()
+    for path in places(file_of(module), folders):
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if path.is_file():
+                return path.resolve()
     if not module or module.endswith(".py"):
         return None
     try:

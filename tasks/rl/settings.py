@@ -17,7 +17,7 @@ from tasks.memory.lengths import Lengths
 from tasks.memory.online import Judge, Sampled
 from tasks.rl.programs import is_program, locate_program, program_names
 from tasks.shape import ModelShape
-from tasks.stage import Stage, Terms
+from tasks.stage import Outside, Stage, Terms
 
 
 class Sampling(Stage):
@@ -27,7 +27,7 @@ class Sampling(Stage):
     to weights, of which they become the sum.
     """
 
-    outside: ClassVar[frozenset[str]] = frozenset({"programs"})
+    outside: ClassVar[Mapping[str, Outside]] = {"programs": "programs"}
 
     policy: Model
     """Who writes the completions; where training starts, if there is any."""

@@ -63,7 +63,8 @@ class Tuned(Mapping[str, "Tensor"]):
 def _compare_configurations(base: Checkpoint, folder: Path) -> None:
     from transformers import AutoConfig
 
-    ours, theirs = load_config(base).to_dict(), AutoConfig.from_pretrained(folder).to_dict()
+    ours = load_config(base).to_dict()
+    theirs = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     for name in sorted((ours.keys() | theirs.keys()) - set(BESIDE)):
         if not name.startswith("_") and ours.get(name) != theirs.get(name):
             raise ModelError(
@@ -79,7 +80,7 @@ def _compare_tokenizers(base: Checkpoint, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     ours: Any = load_tokenizer(base)
-    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    theirs: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     spelled, other = ({number: token for token, number in one.get_vocab().items()} for one in (ours, theirs))
     unlike = {number for number in spelled.keys() | other.keys() if spelled.get(number) != other.get(number)}
     if unlike - {ours.pad_token_id}:  # which a base of ours may spell otherwise

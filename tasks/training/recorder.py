@@ -147,7 +147,8 @@ class StepRecorder(TrainerCallback):
         figures = {name: value for name, value in shown.items() if value == value}
         self.ctx.progress(state.global_step, state.max_steps, "steps", **figures)
         self.stops = self.ctx.processes.any(self.ctx.stop.asked)  # all of them, at the same step
-        if self.stops and state.global_step % saveable(self.ctx, self.saves_at) == 0:
+        late = self.ctx.processes.any(self.ctx.save_clock.due())
+        if (self.stops or late) and state.global_step % saveable(self.ctx, self.saves_at) == 0:
             control.should_save = True
         if control.should_save:
             trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -156,6 +157,7 @@ class StepRecorder(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         aside = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.ctx.processes.done_by_the_first(lambda: self._publish(aside))
+        self.ctx.save_clock.saved()
         if self.stops and state.global_step < state.max_steps:
             raise InterruptedStage(f"ended as asked, after {aside.name}; run the same command again to go on")
 

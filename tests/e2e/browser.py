@@ -1,37 +1,36 @@
-"""A real browser, and pictures of what it shows, for whoever wants to look: `ALIGN_SCREENSHOTS=FOLDER pytest ...`."""
+"""Headless Chromium for tests of pages. Pictures go to $ALIGN_SCREENSHOTS, or to a folder of the test."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+CHROMIUM = "/usr/bin/chromium"
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 PATIENCE_MS = 60_000
-"""A page on a busy machine."""
 ASSISTANT = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
 """Says that MLflow's assistant, which takes a third of the page, was seen before."""
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="there is no Chromium here; CI installs one"
-)
 
 
 class Browser:
-    """One page, which is photographed as it goes on."""
+    """A page, and the pictures that were taken of it."""
 
     def __init__(self, page: Page, pictures: Path) -> None:
-        self.page, self.pictures = page, pictures
+        self.page = page
+        self.pictures = Path(os.environ.get("ALIGN_SCREENSHOTS") or pictures)
+        self.pictures.mkdir(parents=True, exist_ok=True)
 
-    def open(self, address: str) -> Page:
-        """A fresh page there: an address that differs in its fragment alone would only be scrolled to."""
+    def open(self, address: str) -> None:
+        """Afresh: an address that differs in its fragment alone would only be scrolled to."""
         self.page.goto("about:blank")
-        self.page.goto(address, timeout=PATIENCE_MS)
-        return self.page
+        self.page.goto(address)
 
     def follow(self, link: str) -> None:
         """Where a link leads; MLflow's descriptions open theirs in a page of its own."""
@@ -44,17 +43,23 @@ class Browser:
             expect(self.page.get_by_text(text).filter(visible=True).first).to_be_visible(timeout=PATIENCE_MS)
 
     def picture(self, name: str) -> None:
-        self.pictures.mkdir(parents=True, exist_ok=True)
+        self.page.wait_for_timeout(1000)  # for what moves in
         self.page.screenshot(path=self.pictures / f"{name}.png")
+
+    def field(self, title: str, element: str = "textarea") -> Locator:
+        """The input of a form under this title."""
+        label = f"//label[.//span[starts-with(normalize-space(), '{title}')]]"
+        return self.page.locator(f"xpath={label}/following::{element}[1]")
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
 
 
 @contextmanager
-def browsing(folder: Path) -> Iterator[Browser]:
-    """A browser with no memory of earlier visits; pictures go to `folder` unless ALIGN_SCREENSHOTS names another."""
-    pictures = Path(os.environ.get("ALIGN_SCREENSHOTS") or folder)
+def browser(pictures: Path) -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1680, "height": 1050})
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        page = chromium.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(PATIENCE_MS)
         page.add_init_script(f"localStorage.setItem('{ASSISTANT}', 'true')")
         yield Browser(page, pictures)

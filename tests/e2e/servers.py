@@ -34,7 +34,7 @@ class Server(ABC):
             self.command(), env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300  # on a machine that trains meanwhile; seconds on any other
         while not answers(self.port, self.health):
             assert time.monotonic() < deadline and self.process.poll() is None
             time.sleep(0.3)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 def test_it_is_crashed_after_some_missing_heartbeats(tmp_path):
     up = Up(tmp_path, PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")  # as often as Prefect lets it
     try:
-        flow_run = up.trigger(until="sft", overrides={"sft.epochs": 3000})
+        flow_run = up.trigger("align", recipe="pipelines/tiny.yaml", until="sft", overrides={"sft.epochs": 3000})
         eventually(lambda: up.shop.checkpoints("sft"), 240)
         serving = psutil.Process(up.pids()["serving"])
         for process in [serving, *serving.children()]:

@@ -16,11 +16,11 @@ from flows.mlflow_server import MlflowServer
 from flows.system_metrics import SYSTEM
 from flows.tracked_stage import TrackedStage
 from tests.conftest import recipe_writer, write_rows
-from tests.e2e.browser import Browser, browsing, needs_browser
+from tests.e2e.browser import Browser, browser
 from tests.e2e.mlflow_servers import Mlflow
 from tests.flows.made_runs import MadeRuns
 
-pytestmark = [pytest.mark.e2e, needs_browser]
+pytestmark = [pytest.mark.e2e, pytest.mark.pages]
 GOOD = {"check_rate": 0.5, "check_rate_low": 0.4, "check_rate_high": 0.6, "score_mean": 1.25}
 BETTER = {"check_rate": 0.75, "check_rate_low": 0.7, "check_rate_high": 0.8, "score_mean": 1.5}
 
@@ -66,8 +66,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Any) -> Iterator
         patch.setenv("MLFLOW_TRACKING_URI", mlflow.uri)
         try:
             mlflow.start()
-            with browsing(folder / "pictures") as browser:
-                yield Pages(mlflow, browser, folder / "home", folder, tiny_llama.path)
+            with browser(folder / "pictures") as seen:
+                seen.page.set_viewport_size({"width": 1680, "height": 1050})
+                yield Pages(mlflow, seen, folder / "home", folder, tiny_llama.path)
         finally:
             mlflow.stop()
 

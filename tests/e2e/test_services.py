@@ -40,12 +40,15 @@ def test_a_stage_made_before_is_cached_in_prefect_too(served, shop, prefect):
     assert {task["state_name"] for task in tasks} == {"Cached"}
 
 
-def test_logs_and_a_summary_with_links_are_in_prefect(served, prefect):
+def test_logs_plan_progress_report_and_charts_are_in_prefect(served, prefect):
     logs = prefect.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [served["flow_run_id"]]}}})
     assert any("trains" in log["message"] and "dpo" in log["message"] for log in logs)
     found = prefect.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [served["flow_run_id"]]}}})
-    summary = next(artifact["data"] for artifact in found if artifact["key"] == "summary")
-    assert served["run_id"] in summary and "| dpo | ran |" in summary and "](http" in summary
+    shown = {artifact["key"]: artifact["data"] for artifact in found}
+    report = shown["report"]
+    assert served["run_id"] in report and "| dpo | ran |" in report and "](http" in report
+    assert {"plan", "progress-dpo", "progress-eval-dpo"} <= set(shown)
+    assert all(shown[name].startswith("data:image/png;base64,") for name in ("comparison", "frontier"))
 
 
 @pytest.fixture

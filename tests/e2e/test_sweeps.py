@@ -40,6 +40,7 @@ def test_two_at_a_time_make_the_bytes_that_each_makes_alone(first, shop):
     assert alone.stage("dpo")["digest"] == answer.stage("dpo@beta=0.4")["digest"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_both_save_and_the_same_command_goes_on_with_both(first, shop):
     words = ("run", "pipelines/tiny.yaml", "dpo.beta=0.2|0.4", "dpo.epochs=25", "--until", "dpo", "--jobs", "2")
     process = shop.start(*words, "--exec", "save_interval=1000")

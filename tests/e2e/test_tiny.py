@@ -123,7 +123,7 @@ def processes_with(text):
     return [path for path in Path("/proc").glob("[0-9]*") if text in cmdline(path)]
 
 
-@pytest.mark.parametrize("longer", ["dpo.epochs=4", "ppo.total_episodes=256"])
+@pytest.mark.parametrize("longer", ["dpo.epochs=4", pytest.param("ppo.total_episodes=256", marks=pytest.mark.slow)])
 def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path, longer):
     uses = longer.split(".")[0]
     words = ("run", "pipelines/tiny.yaml", longer, "--exec", "save_interval=2", "--until", uses)
@@ -139,7 +139,9 @@ def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp
     assert answer.stage("sft")["status"] == "cached"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"]
+)
 def test_asked_to_end_it_saves_leaves_no_process_and_ends_with_130(first, shop, number):
     """No checkpoint is due: the one that is there was made for this."""
     words = ("run", "pipelines/tiny.yaml", f"dpo.epochs={20 + number}", "--until", "dpo")
@@ -228,8 +230,22 @@ def test_runs_show_and_compare_answer_from_what_is_there(first, shop, tmp_path):
     evaluations = [first.stage(name)["mlflow_run_id"] for name in ("eval_base", "eval_sft", "eval_dpo", "eval_ppo")]
     assert all(one in linked["MLflow: the evaluations"] for one in evaluations)
     assert all(first.stage(name)["mlflow_run_id"] in linked["MLflow: the trainings"] for name in ("sft", "dpo", "ppo"))
+    opened = shop.align("compare", run, "--open")
+    assert opened.status == 0 and linked["MLflow: the evaluations"] in opened.out
+    assert "align up" in opened.err, "no server shows this page yet"
     unknown = shop.align("show", "nothing")
     assert unknown.status == 2 and "align runs" in unknown.err
+
+
+def test_what_the_stages_said_and_what_they_took_is_kept(first, shop):
+    run = first.json["run_id"]
+    assert first.json["status"] == "finished" and first.json["tokens"] > 0
+    assert first.stage("dpo")["inputs"] == {"policy": "sft", "data": "pairs"}
+    said = shop.align("logs", run).out
+    assert " base: starts\n" in said and " eval_dpo: ran (" in said
+    own = shop.align("logs", run, "sft").out.splitlines()
+    assert all(" sft: " in line for line in own) and any(" steps  loss " in line for line in own)
+    assert "\n│   ├── dpo " in shop.align("show", run).out
 
 
 def test_chat_answers_with_an_adapter_and_with_a_merged_folder(first, shop):

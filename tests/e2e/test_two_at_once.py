@@ -42,6 +42,7 @@ def test_the_second_waits_says_for_whom_and_takes_the_result(first, shop):
     assert json.loads(answers[0])["run_id"] != json.loads(answers[1])["run_id"]
 
 
+@pytest.mark.slow
 def test_when_the_first_is_killed_the_second_goes_on_from_its_checkpoint_within_seconds(first, shop):
     words = (RECIPE, "sft.learning_rate=2.0e-3", *WORDS)
     undisturbed = shop.align("run", *words, "--json", ALIGN_HOME=str(shop.home.parent / "undisturbed"))

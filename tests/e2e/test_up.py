@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from flows.artifact_files import put_files
 from flows.mlflow_server import MlflowServer
-from tests.e2e.conftest import Answer, Shop
+from tests.e2e.conftest import ROOT, Answer, Shop
 from tests.e2e.prefect_server import Prefect
 from tests.e2e.servers import answers, free_port
 from tests.e2e.test_from_prefect import eventually
@@ -87,13 +88,20 @@ class Up:
         found: dict[str, Any] = self.api.call(f"/flow_runs/{flow_run}")
         return found
 
-    def trigger(self, **parameters: Any) -> str:
-        """A flow run of the deployment, as Prefect's page starts one."""
-        deployment = self.api.call("/deployments/name/align/align")["id"]
-        made = self.api.call(
-            f"/deployments/{deployment}/create_flow_run", {"parameters": {"recipe": TINY, **parameters}}
-        )
+    def trigger(self, name: str, **parameters: Any) -> str:
+        """A flow run of a deployment, as Prefect's page starts one."""
+        deployment = self.api.call(f"/deployments/name/{name}/{name}")["id"]
+        made = self.api.call(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})
         return str(made["id"])
+
+    def shown(self, flow_run: str) -> dict[str, Any]:
+        """What its page shows beside tasks and logs, by name."""
+        asked = {"flow_runs": {"id": {"any_": [flow_run]}}}
+        return {one["key"]: one["data"] for one in self.api.call("/artifacts/filter", asked)}
+
+    def logged(self, flow_run: str) -> str:
+        found = self.api.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}})
+        return "\n".join(line["message"] for line in found)
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +164,50 @@ def test_a_run_uses_them_without_being_told(up, run):
     assert linked.samefile(Path(run.stage("base")["path"]) / "model.safetensors")
 
 
-def test_the_deployment_runs_what_prefects_page_asks_for(up, run):
-    flow_run = up.trigger(until="instructions")
+def test_both_show_the_run_where_align_open_says(up, run):
+    pages = {"--prefect": up.first.json["prefect"]["url"] + f"/runs/flow-run/{run.json['flow_run_id']}",
+             "": up.first.json["mlflow"]["url"] + f"/#/runs/{run.json['mlflow_run_id']}"}  # fmt: skip
+    for option, page in pages.items():
+        opened = up.shop.align("open", run.json["run_id"], *option.split(), BROWSER="true")
+        assert (opened.status, opened.out) == (0, f"{page}\n")
+
+
+def test_a_form_of_prefects_page_is_run_and_its_page_shows_plan_progress_and_report(up, run):
+    form = {"base": "builtin:tiny-llama", "until": "instructions", "overrides": {"instructions.limit": 64}}
+    flow_run = up.trigger("align-sft", **form)
     eventually(lambda: up.flow_run(flow_run)["state_name"] == "Completed", 120)
     record = next(one for one in up.shop.align("runs", "--json").json if one["flow_run_id"] == flow_run)
     assert {stage["name"]: stage["status"] for stage in record["stages"]} == {"base": "cached", "instructions": "ran"}
     assert MlflowClient(up.first.json["mlflow"]["url"]).get_run(record["mlflow_run_id"]).info.status == "FINISHED"
+    shown = up.shown(flow_run)
+    assert {"plan", "progress-instructions", "report"} <= set(shown)
+    assert [(row["stage"], row["plan"]) for row in json.loads(shown["plan"])] == [
+        ("base", "cached"), ("instructions", "runs"),
+    ]  # fmt: skip
+    assert shown["progress-instructions"] == 100.0 and "| instructions | ran |" in shown["report"]
+
+
+def test_a_form_with_something_wrong_in_it_fails_in_seconds_in_our_words_alone(up):
+    flow_run = up.trigger("align-dpo", overrides={"dpo.bta": 0.2})
+    eventually(lambda: up.flow_run(flow_run)["state_name"] == "Failed", 60)
+    assert up.flow_run(flow_run)["state"]["message"].endswith("dpo.bta: no such field; did you mean 'beta'?")
+    eventually(lambda: "did you mean 'beta'?" in up.logged(flow_run), 30)
+    assert "Traceback" not in up.logged(flow_run)
+
+
+def test_the_deployment_reads_nothing_but_what_ships_unless_it_was_told(up):
+    asked = (
+        {"recipe": "/etc/passwd"},
+        {"overrides": {"instructions.source": "/etc/gone"}},
+        {"overrides": {"name": "../x"}},
+    )
+    runs = [up.trigger(**parameters) for parameters in asked]
+    for flow_run in runs:
+        eventually(lambda flow_run=flow_run: up.flow_run(flow_run)["state_name"] == "Failed", 120)
+    said = [up.flow_run(flow_run)["state"]["message"] for flow_run in runs]
+    assert f"recipe: wanted something in {ROOT}/pipelines, got '/etc/passwd'" in said[0]
+    assert f"instructions.source: wanted something in {ROOT}/pipelines, got '/etc/gone'" in said[1]
+    assert "name: wanted at most 160 bytes of text in one line, without /" in said[2]
 
 
 def test_what_was_killed_is_found_and_started_again_alone_and_once(up):
@@ -188,7 +234,7 @@ def test_the_doctor_has_nothing_against_them(up):
 
 
 def test_down_ends_all_of_it_and_its_flow_run_too_and_all_stays_to_be_seen(up, run):
-    flow_run = up.trigger(until="sft", overrides={"sft.epochs": 400})
+    flow_run = up.trigger("align", recipe=TINY, until="sft", overrides={"sft.epochs": 400})
     eventually(lambda: up.shop.checkpoints("sft"), 120)
     ports = [int(up.first.json[role]["url"].rsplit(":", 1)[1]) for role in ("prefect", "mlflow")]
     answer = up.shop.align("down", "--json")

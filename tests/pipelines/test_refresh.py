@@ -67,5 +67,5 @@ def test_of_a_swept_stage_all_branches_are_made_afresh(planned: Planning) -> Non
 def test_what_is_wrong_is_said(planned: Planning) -> None:
     with pytest.raises(UserError, match="--refresh: no stage is named 'dop'; did you mean 'dpo'"):
         planned("dop")
-    with pytest.raises(RecipeError, match="sft.refresh: wanted a whole number, 0 or more, got 'yes'"):
+    with pytest.raises(RecipeError, match=r"sft\.refresh: wanted a whole number, 0 or more, got 'yes'"):
         planned(sft__refresh="yes")

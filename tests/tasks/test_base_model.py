@@ -213,3 +213,22 @@ def test_a_pad_that_cannot_be_one_is_refused(wanted: str, message: str, tmp_path
 def test_a_pad_can_be_chosen(tmp_path: Path) -> None:
     base = run_stage("base", tmp_path / "draft", source="builtin:tiny-llama", pad_token="<|im_start|>")
     assert AutoTokenizer.from_pretrained(base.path).pad_token_id == 1
+
+
+@pytest.mark.parametrize("kind", ["stranger", "llama"])
+def test_code_that_comes_with_a_model_is_never_run(folder: Path, tmp_path: Path, kind: str) -> None:
+    """Of a kind that transformers knows, its own code is used."""
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nConfig = Model = Tokenizer = None\n"
+    (folder / "evil.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    mapped = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": kind, "auto_map": mapped}))
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    named = {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**about, "auto_map": named}))
+    if kind == "llama":
+        run_stage("base", tmp_path / "base", source=str(folder))
+    else:
+        with pytest.raises(ModelError, match="can't be loaded as a causal language model"):
+            run_stage("base", tmp_path / "base", source=str(folder))
+    assert not (tmp_path / "ran").exists()

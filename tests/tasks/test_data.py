@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_dataset_builder
 
 from artifacts.errors import DataError
 from artifacts.kinds import Checkpoint, Preferences
+from tasks.row_files import require_on_hub
 from tests.conftest import run_stage, write_rows
 
 PAD, EOS = 0, 2
@@ -244,3 +246,19 @@ def test_the_same_rows_give_the_same_bytes(tiny_llama: Checkpoint, tmp_path: Pat
     one, two = (run_stage("data", tmp_path / name, **given).path for name in ("one", "two"))
     for name in ("train.jsonl", "test.jsonl", "report.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_the_card_of_a_hub_data_set_names_no_files_of_this_machine_or_elsewhere(tmp_path: Path) -> None:
+    """A card may name any path and any address, and `datasets` reads what is there."""
+    secret = write_rows(tmp_path / "secret.jsonl", [{"prompt": "p", "completion": "c"}])
+    (tmp_path / "set").mkdir()
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {secret}\n---\n"
+    (tmp_path / "set" / "README.md").write_text(card)
+    found = load_dataset_builder(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache")).config.data_files
+    assert [str(file) for file in found["train"]] == [str(secret)]
+    for files in (found["train"], ["https://host/x.csv"], ["zip://x.csv::/tmp/x.zip"]):
+        with pytest.raises(DataError, match=r"its card names .*, which is not on the hub"):
+            require_on_hub("hub:org/name", files)
+    require_on_hub(
+        "hub:org/name", ["hf://datasets/org/name@abc/x.csv", "zip://x.csv::hf://datasets/org/name@abc/x.zip"]
+    )

@@ -204,3 +204,16 @@ def test_points_further_apart_than_checkpoints_are_the_same_too(uses, job_of):
     assert attempt(jobs[1]) == 0
     assert left_in(jobs[1].draft) == left_in(jobs[0].draft)
     assert "going on from checkpoint-2" in (jobs[1].draft / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("uses", ["sft", "grpo", "ppo"])
+def test_where_steps_take_long_the_clock_says_when_to_save(uses, job_of):
+    """Killed amid a save that the steps alone would never have made."""
+    undisturbed, disturbed = job_of(uses, "undisturbed"), job_of(uses, "disturbed")
+    disturbed.execution = EXECUTION.model_copy(update={"save_interval": 10_000, "save_minutes": 1e-9})
+    (disturbed.draft / "job.json").write_text(disturbed.model_dump_json())
+    assert attempt(undisturbed) == 0
+    assert attempt(disturbed, dies_before_manifest=3) == -signal.SIGKILL
+    assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
+    assert "going on " in (disturbed.draft / "log.txt").read_text()
+    assert left_in(disturbed.draft) == left_in(undisturbed.draft)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from flows.servers.choosing import Asked, new_servers
 from flows.servers.commands import environment, mlflow_command, ui_api
 from flows.servers.state import Servers
+from flows.servers.verbs import unguarded
 
 
 def servers(host: str) -> Servers:
@@ -42,3 +44,20 @@ def test_prefects_pages_call_the_port_that_was_chosen_by_a_name_that_browsers_kn
     serving = environment(servers("127.0.0.1"), "serving", home)
     assert serving["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5007" and serving["ALIGN_HOME"] == str(home)
     assert "MLFLOW_TRACKING_URI" not in environment(servers("127.0.0.1"), "mlflow", home)
+
+
+def test_only_this_machine_reaches_them_unless_told(monkeypatch):
+    assert Asked().host is None and new_servers(Asked()).host == "127.0.0.1"
+    assert unguarded(servers("127.0.0.1")) == unguarded(servers("localhost")) == unguarded(servers("::1")) == []
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    (warning,) = unguarded(servers("0.0.0.0"))
+    assert warning.startswith("warning: neither server asks for a password, and both can be reached at ")
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:hunter2")
+    (warning,) = unguarded(servers("10.0.0.1"))
+    assert warning.startswith("warning: MLflow asks for no password") and "hunter2" not in warning
+
+
+def test_a_password_of_prefect_reaches_its_clients(home, monkeypatch):
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:hunter2")
+    assert environment(servers("127.0.0.1"), "prefect", home)["PREFECT_SERVER_API_AUTH_STRING"] == "me:hunter2"
+    assert environment(servers("127.0.0.1"), "serving", home)["PREFECT_API_AUTH_STRING"] == "me:hunter2"

@@ -1,0 +1,139 @@
+"""Prefect's pages in a real browser: a form filled in and sent, a run cancelled, one scheduled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from tests.e2e.browser import Browser, browser
+from tests.e2e.conftest import Shop
+from tests.e2e.servers import free_port
+from tests.e2e.test_from_prefect import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.pages]
+STEPS = '{"sft.max_steps": 4, "dpo.max_steps": 4, "reward.max_steps": 4, "reward.eval_rows": 4}'
+
+
+class Pages:
+    """`align up`, and a browser that looks at its pages."""
+
+    def __init__(self, folder: Path, seen: Browser) -> None:
+        self.shop, self.seen, self.page = Shop(folder), seen, seen.page
+        self.ports = [str(free_port()), str(free_port())]
+        up = self.shop.align("up", "--prefect-port", self.ports[0], "--mlflow-port", self.ports[1], "--limit", "2")
+        assert up.status == 0, up.err
+        self.prefect = f"http://127.0.0.1:{self.ports[0]}"
+
+    def api(self, path: str) -> Any:
+        return httpx.get(f"{self.prefect}/api{path}").raise_for_status().json()
+
+    def state(self, flow_run: str) -> str:
+        return str(self.api(f"/flow_runs/{flow_run}")["state_name"])
+
+    def open_deployment(self, name: str) -> None:
+        self.page.goto(f"{self.prefect}/deployments")
+        self.page.get_by_role("link", name=name, exact=True).first.click()
+        expect(self.seen.button("Run")).to_be_visible()
+
+    def open_form(self, name: str) -> None:
+        self.open_deployment(name)
+        self.seen.button("Run").click()
+        self.page.get_by_text("Custom run").click()
+        expect(self.seen.field("Base model")).to_be_visible()
+
+    def submit(self) -> str:
+        """Send the form; the id of the flow run, whose page opens."""
+        self.seen.button("Submit").click()
+        self.page.wait_for_url(re.compile(r"tab=Runs|flow-run/"))
+        self.page.locator("a[href*='/flow-run/']").first.click()
+        self.page.wait_for_url(re.compile("/flow-run/"))
+        return self.page.url.rsplit("/", 1)[-1].partition("?")[0]
+
+    def close(self) -> None:
+        self.shop.align("down")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
+    folder = tmp_path_factory.mktemp("pages")
+    with browser(folder / "pictures") as seen:
+        pages = Pages(folder, seen)
+        yield pages
+        pages.close()
+
+
+def test_a_form_is_filled_in_and_its_run_seen_to_its_end(pages: Pages) -> None:
+    pages.open_form("align-dpo")
+    pages.seen.picture("form")
+    pages.seen.field("Base model").fill("builtin:tiny-llama")
+    pages.seen.field("Beta", "input").fill("0.25")
+    pages.seen.field("Held-out prompts", "input").fill("8")
+    pages.seen.field("Other settings").fill(STEPS)
+    flow_run = pages.submit()
+    expect(pages.page.get_by_text("sft: starts")).to_be_visible(timeout=240_000)
+    pages.seen.picture("run")
+    eventually(lambda: pages.state(flow_run) == "Completed", 600)
+    pages.page.reload()
+    pages.page.get_by_text("Artifacts", exact=True).last.click()
+    for name in ("plan", "report", "comparison"):
+        expect(pages.page.get_by_text(name, exact=True).first).to_be_visible()
+    pages.seen.picture("artifacts")
+    pages.page.get_by_role("link", name="report").first.click()
+    expect(pages.page.get_by_text("eval_dpo").first).to_be_visible()
+    pages.seen.picture("report")
+    assert pages.api(f"/flow_runs/{flow_run}")["parameters"]["beta"] == 0.25
+
+
+def test_what_is_wrong_is_refused_in_the_words_of_the_command_line(pages: Pages) -> None:
+    pages.open_form("align-sft")
+    pages.seen.field("Other settings").fill('{"sft.epoch": 2}')
+    flow_run = pages.submit()
+    eventually(lambda: pages.state(flow_run) == "Failed", 120)
+    pages.page.reload()
+    expect(pages.page.get_by_text("sft.epoch: no such field; did you mean 'epochs'?").first).to_be_visible()
+    pages.seen.picture("refused")
+    said = httpx.post(f"{pages.prefect}/api/logs/filter", json={"logs": {"flow_run_id": {"any_": [flow_run]}}}).text
+    assert "Traceback" not in said
+
+
+def test_a_run_is_cancelled_by_its_button(pages: Pages) -> None:
+    pages.open_form("align-sft")
+    pages.seen.field("Base model").fill("builtin:tiny-llama")
+    pages.seen.field("Other settings").fill('{"sft.max_steps": 3000}')
+    flow_run = pages.submit()
+    eventually(lambda: pages.shop.checkpoints("sft"), 240)
+    pages.seen.button("Cancel").click()
+    pages.seen.button("Confirm").click()
+    eventually(lambda: pages.state(flow_run) == "Cancelled", 90)
+    pages.page.reload()
+    expect(pages.page.get_by_text("Cancelled").first).to_be_visible()
+    pages.seen.picture("cancelled")
+
+
+def test_a_schedule_that_is_added_on_the_page_fires(pages: Pages) -> None:
+    pages.open_deployment("align-reward")
+    pages.page.get_by_text("Schedule", exact=True).first.click()
+    pages.page.get_by_placeholder("Enter a unique identifier for this schedule").fill("often")
+    pages.page.locator("xpath=//label[normalize-space()='Value']/following::input[1]").fill("1")
+    pages.seen.picture("schedule")
+    pages.seen.button("Save").click()
+    found = pages.api("/deployments/name/align-reward/align-reward")["id"]
+
+    def fired() -> list[str]:
+        asked = {"deployments": {"id": {"any_": [found]}}, "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+        runs = httpx.post(f"{pages.prefect}/api/flow_runs/filter", json=asked).raise_for_status().json()
+        return [run["id"] for run in runs if run["auto_scheduled"]]
+
+    assert eventually(fired, 240)
+    pages.page.goto(f"{pages.prefect}/deployments/deployment/{found}")
+    expect(pages.page.get_by_text("often", exact=True)).to_be_visible()
+    expect(pages.page.get_by_text("auto-scheduled").first).to_be_visible()
+    pages.seen.picture("scheduled")
+    for schedule in pages.api(f"/deployments/{found}")["schedules"]:
+        httpx.delete(f"{pages.prefect}/api/deployments/{found}/schedules/{schedule['id']}").raise_for_status()

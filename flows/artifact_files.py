@@ -14,8 +14,10 @@ from urllib.parse import unquote, urlparse
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 
+from flows.system_metrics import SYSTEM
+
 CHECKPOINTS = "checkpoints"
-HISTORY = ("metrics.jsonl", "samples.jsonl")
+HISTORY = ("metrics.jsonl", "samples.jsonl", SYSTEM)
 STAGE_FILES = ("manifest.json", *HISTORY, "key.json", "log.txt")
 """What lies beside a result, and goes with it."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from artifacts.errors import OutOfMemoryError, StageError, revive
 from flows.oom import KernelWitness
+from flows.system_metrics import sampled
 from flows.watch import Watcher
 from tasks.context import EVENT
 from tasks.job import Job
@@ -47,9 +48,10 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
         RUNNING.add(process.pid)
         try:
             assert process.stdout is not None
-            for line in process.stdout:
-                _pump(line.rstrip("\n"), label, watcher, log)
-                said = line.removeprefix("error: ").strip() if line.startswith("error: ") else said
+            with sampled(process.pid, job.draft, job.execution.monitor_interval):
+                for line in process.stdout:
+                    _pump(line.rstrip("\n"), label, watcher, log)
+                    said = line.removeprefix("error: ").strip() if line.startswith("error: ") else said
             _, waited, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(waited)
         except BaseException:  # interrupted or cancelled: it may still save

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -111,15 +112,23 @@ class MlflowServer:
         found = self.client.search_runs(experiments, wanted, max_results=1)
         return Place(str(found[0].info.run_id), str(found[0].info.experiment_id)) if found else None
 
+    def place(self, run: str | None) -> Place | None:
+        """A run and the experiment that it is in; None if it does not have it, or no longer."""
+        if run is None or not self.has(run):
+            return None
+        return Place(run, str(self.client.get_run(run).info.experiment_id))
+
     def find(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """A run with all of these tags."""
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         found = self.client.search_runs([self.experiment(experiment)], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
 
-    def make(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        """A new run."""
-        return str(self.client.create_run(self.experiment(experiment), run_name=name, tags=dict(tags)).info.run_id)
+    def make(self, experiment: str, name: str, tags: Mapping[str, str], started: str | None = None) -> str:
+        """A new run; `started` as ISO 8601 has it, by default now."""
+        at = None if started is None else int(datetime.fromisoformat(started).timestamp() * 1000)
+        made = self.client.create_run(self.experiment(experiment), start_time=at, run_name=name, tags=dict(tags))
+        return str(made.info.run_id)
 
     def has(self, run: str) -> bool:
         """Whether the server still has this run: its database may be another one by now."""
@@ -129,3 +138,8 @@ class MlflowServer:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
+
+
+def source_tags(source: str) -> dict[str, str]:
+    """What MLflow's tables show as a run's source."""
+    return {"mlflow.source.name": source, "mlflow.source.type": "LOCAL"}

@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from artifacts.jsonl import read_jsonl
 from flows.artifact_files import put_checkpoints
 from flows.sent import Sent
+from flows.system_metrics import SYSTEM
 
 BATCH = 100
 ALARM = "alarms/"
@@ -27,7 +28,7 @@ def send_points(client: MlflowClient, run: str, folder: Path, sent: Sent) -> Non
     if sent.has("pending"):  # did they arrive? only the server knows
         sent.add(already_there(client, run))
         sent.unmark("pending")
-    for batch in _unsent(folder / "metrics.jsonl", sent):
+    for batch in [*_unsent(folder / "metrics.jsonl", sent), *_unsent(folder / SYSTEM, sent)]:
         sent.mark("pending")
         client.log_batch(run, metrics=[metric for _, metrics in batch for metric in metrics])
         _tag_alarms(client, run, {metric.key for _, metrics in batch for metric in metrics})
@@ -76,7 +77,9 @@ def _points(file: Path) -> list[dict[str, Any]]:
 
 
 def log_table(client: MlflowClient, run: str, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Rows as a table that MLflow's pages show; in place of an earlier one of that name."""
+    """Rows as a table that MLflow's pages show, in place of an earlier one of that name; none makes no table."""
+    if not rows:
+        return
     columns = list(rows[0])
     client.log_dict(run, {"columns": columns, "data": [[row.get(column) for column in columns] for row in rows]}, name)
     tables = json.loads(client.get_run(run).data.tags.get(TABLES_TAG, "[]"))

@@ -15,6 +15,7 @@ from flows.describing import description, stored_figures, tags_of
 from flows.home import align_home
 from flows.measuring import Made, find_model, find_report, measured
 from flows.mlflow_server import MlflowServer
+from flows.notes import add_version
 from flows.tables import gate_table
 from flows.versions import CANDIDATE, CHAMPION, PREVIOUS, Versions, only_champion
 from pipelines.gate import Condition, Measured, Verdict, conditions, judge
@@ -147,7 +148,12 @@ def _registered(
     said = description(model, report, _run_link(model, server), alias, verdicts)
     there = versions.with_digest(manifest.digest)
     if there is None:
-        return versions.make(run, tags_of(model, report), said), True
+        number = versions.make(run, tags_of(model, report), said)
+        parent = model.run.mlflow_run_id if model.run is not None else None
+        for each in (run, parent):
+            if each is not None and server.has(each):
+                add_version(server.client, each, versions.name, number)
+        return number, True
     if report is not None and all(verdict.passed for verdict in verdicts):
         versions.rewrite(str(there.version), tags_of(model, report), said)
     return str(there.version), False

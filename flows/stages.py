@@ -33,7 +33,7 @@ from flows.records import RunRecord, load_records
 from flows.run_page import OnPage, show_plan, show_report
 from flows.schedule import Schedule
 from flows.summary import conclude
-from flows.tracked_run import TrackedRun
+from flows.tracked_run import Origin, TrackedRun
 from flows.tracking import Tracker
 from flows.watch import Watcher, watcher
 from pipelines.plan import Plan, Planned
@@ -80,7 +80,8 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     said = verdicts(plan, store)
     _say(plan, said, wanted, watch)
     run_id = f"{plan.recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    tracker = Tracker.begin(store, plan, run_id, flow_run.id, watch, offline=offline_tracking)
+    origin = Origin(flow_run.id, flow_run.ui_url, wanted.changes)
+    tracker = Tracker.begin(store, plan, run_id, origin, watch, offline=offline_tracking)
     for lost in end_all_lost(store.home):
         tell_prefect(store.home, lost)
         tracker.also(lost)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from artifacts.store import Store
+from flows.comparison_tables import write_tables
 from flows.comparison_text import markdown, markdown_findings
+from flows.headlines import run_figures
 from flows.home import align_home
 from flows.links import mlflow_page
 from flows.records import RunRecord
@@ -62,37 +64,26 @@ def headline(stage: Mapping[str, Any]) -> str:
 def conclude(record: RunRecord, tracker: Tracker, store: Store, ui: str | None) -> str:
     """Log the comparison, close the parent run, and give the Markdown summary with links."""
     comparisons = comparisons_of(record)
+    policy = _policy_name(list(record.reports)[-1]) if record.reports else ""
     if comparisons.each:
         _write_comparison(comparisons, record, tracker)
     summary = _markdown(record, comparisons, ui)
     failed = any(stage["status"] == "failed" for stage in record.stages)
     status = "FAILED" if failed else "FINISHED"
-    tracker.end(status, record.stages, summary=summary, metrics=_headline_metrics(record), ui=ui)
+    tracker.end(status, record.stages, summary=summary, metrics=run_figures(record), policy=policy)
     store.digests.save()
     return summary
 
 
 def _write_comparison(comparisons: Comparisons, record: RunRecord, tracker: Tracker) -> None:
-    """As Markdown, as a page that stands alone, and as pictures of the first held-out set."""
+    """As Markdown, as tables, as a page that stands alone, and as pictures of the first held-out set."""
     tracker.file("comparison.md").write_text(markdown(comparisons))
+    write_tables(comparisons, tracker.run.files)
     tracker.file("comparison.html").write_text(page(comparisons, record.run_id, tracker.compare_links(comparisons)))
     first = comparisons.each[0]
     for name, figure in (("comparison.png", chart(first.policies)), ("frontier.png", frontier(first))):
         if figure is not None:
             figure.savefig(tracker.file(name))
-
-
-def _headline_metrics(record: RunRecord) -> dict[str, float]:
-    """`eval/*` of the last policy, of each as `<stage>/*`, and so of each judge: MLflow folds child runs away."""
-    found: dict[str, float] = {}
-    for stage in record.stages:
-        evaluated = {name: value for name, value in stage["metrics"].items() if name.startswith("eval/")}
-        if stage["name"] in record.reports:
-            found |= evaluated
-            found |= {f"{stage['name']}/{name.removeprefix('eval/')}": value for name, value in evaluated.items()}
-        judged = {name: value for name, value in stage["metrics"].items() if name.startswith("judge/")}
-        found |= {f"{stage['name']}/{name.removeprefix('judge/')}": value for name, value in judged.items()}
-    return found
 
 
 def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> str:

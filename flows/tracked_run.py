@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,29 @@ from typing import Any
 from mlflow.entities import Metric, RunTag
 
 from artifacts.syncing import write_whole
-from flows.mlflow_server import MlflowServer
-from flows.points import accepted, numbers
+from flows.compare_links import Place
+from flows.comparison_tables import TABLES
+from flows.experiment_page import furnish
+from flows.headlines import run_params
+from flows.mlflow_server import MlflowServer, source_tags
+from flows.notes import NOTE_TAG, run_note, with_version
+from flows.points import TABLES_TAG, accepted, numbers
 from flows.run_folder import RunFolder
 from flows.sent import Sent
-from flows.tracked_stage import open_run, read_by
-from pipelines.comparison.markdown_text import inert
+from flows.stage_facts import log_params, read_by
+from flows.tracked_stage import open_run
 from pipelines.plan import Plan
 
-NOTE_TAG = "mlflow.note.content"
-NOTE_LIMIT = 7900
+
+@dataclass(frozen=True)
+class Origin:
+    """How a pipeline run came about."""
+
+    flow_run_id: str | None = None
+    ui: str | None = None
+    """Prefect's page of the flow run."""
+    changes: str = ""
+    """What differs from the recipe, as it is typed: `dpo.beta=0.2 seed=1`."""
 
 
 class TrackedRun(RunFolder):
@@ -32,7 +46,7 @@ class TrackedRun(RunFolder):
         super().__init__(home, run_id)
         self._lock: int | None = None
 
-    def begin(self, plan: Plan, flow_run_id: str | None) -> None:
+    def begin(self, plan: Plan, origin: Origin) -> None:
         """Write down what the run carries from the start, and hold its lock for as long as this process lives."""
         self.files.mkdir(parents=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -42,16 +56,20 @@ class TrackedRun(RunFolder):
         (self.files / recipe.path.name).write_text(recipe.path.read_text())
         payloads = {planned.label: planned.payload for planned in plan.stages}
         (self.files / "plan.json").write_text(json.dumps(payloads, indent=1, sort_keys=True))
+        source = " ".join(filter(None, [recipe.path.name, origin.changes]))
         self._write({
-            "name": run_id, "experiment": recipe.name, "status": "RUNNING", "summary": "", "metrics": {}, "ui": None,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "tags": {"align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": flow_run_id or ""},
-            "params": {"seed": recipe.seed, "stages": ", ".join(planned.label for planned in plan.stages)},
+            "name": run_id, "experiment": recipe.name, "status": "RUNNING", "summary": "",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"), "metrics": {}, "ui": origin.ui,
+            "params": run_params(plan, origin.changes),
+            "tags": {
+                "align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": origin.flow_run_id or "",
+                **source_tags(source),
+            },
             "data": [one for planned in plan.stages for one in read_by(planned)],
         })  # fmt: skip
 
     def end(self, status: str, **more: Any) -> None:
-        """Write down how the run ended, and what more is known: `summary`, headline `metrics`, Prefect's page `ui`."""
+        """Write down how the run ended, and what more is known: `summary`, headline `metrics`, and their `policy`."""
         self._write({**(self.facts or {}), "status": status, **more})
 
     def sent(self, server: str) -> Sent:
@@ -66,6 +84,7 @@ class TrackedRun(RunFolder):
         with sent.held() as free:
             if free and not sent.has("described"):
                 own = {name: facts["tags"][name] for name in ("align.run_id", "align.kind")}
+                furnish(server.client, server.experiment(facts["experiment"]))
                 self._send_files(server, open_run(server, sent, facts, own, facts["tags"]))
         return sent.run_id
 
@@ -75,9 +94,18 @@ class TrackedRun(RunFolder):
         if run is None or facts is None or facts["status"] == "RUNNING" or sent.has("complete"):
             return
         self._send_files(server, run)
-        tags = [RunTag(NOTE_TAG, note(server.experiment(facts["experiment"]), stages, facts)[:NOTE_LIMIT])]
-        links = {accepted(f"align.stage.{one['name']}"): one["mlflow_run_id"] for one in stages}
-        tags += [RunTag(name, linked) for name, linked in links.items() if linked]
+        found = {stage["key"]: server.place(stage["mlflow_run_id"]) for stage in stages}
+        place = Place(run, server.experiment(facts["experiment"]))
+        files = [path.name for path in self.files.iterdir()]
+        said = run_note(place, files, stages, found.get, facts)
+        tags = [RunTag(NOTE_TAG, with_version(server.client, run, said))]
+        if tables := [{"path": name, "type": "table"} for name in TABLES if name in files]:
+            tags.append(RunTag(TABLES_TAG, json.dumps(tables)))
+        for stage in stages:
+            if (linked := found[stage["key"]]) is not None:
+                tags.append(RunTag(accepted(f"align.stage.{stage['name']}"), linked.run))
+        if policy := facts.get("policy"):
+            log_params(server.client, run, {"policy": policy})
         at = int(self._facts.stat().st_mtime * 1000)
         points = [Metric(name, value, at, 0) for name, value in numbers(facts["metrics"]).items()]
         server.client.log_batch(run, metrics=points, tags=tags)
@@ -90,14 +118,3 @@ class TrackedRun(RunFolder):
 
     def _write(self, facts: Mapping[str, Any]) -> None:
         write_whole(self._facts, json.dumps(facts))
-
-
-def note(experiment: str, stages: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    """The parent run's description: the summary, with links to the runs of its stages, cached ones too."""
-    links = [
-        f"- [{inert(stage['name'])}](#/experiments/{experiment}/runs/{stage['mlflow_run_id']}) ({stage['status']})"
-        for stage in stages
-        if stage["mlflow_run_id"]
-    ]
-    flow = [f"[Prefect flow run]({facts['ui']})"] if facts["ui"] else []
-    return "\n".join([*flow, "", "Runs of the stages:", *links, "", facts["summary"]])

@@ -22,7 +22,7 @@ from flows.elsewhere import fetch
 from flows.mlflow_server import MlflowServer
 from flows.records import RunRecord
 from flows.sync import send_run
-from flows.tracked_run import TrackedRun
+from flows.tracked_run import Origin, TrackedRun
 from flows.tracked_stage import TrackedStage
 from flows.watch import Watcher
 from pipelines.comparison.comparison import Comparisons
@@ -40,16 +40,19 @@ class Tracker:
         self.store, self.plan, self.server, self.watcher = store, plan, server, watcher
         self.run = TrackedRun(store.home, run_id)
         self.courier = Courier(server, watcher) if server is not None else None
+        self.ui: str | None = None
+        """Prefect's page of the flow run."""
         self._known: dict[str, str | None] = {}
 
     @classmethod
     def begin(
-        cls, store: Store, plan: Plan, run_id: str, flow_run_id: str | None, watcher: Watcher, *, offline: bool
+        cls, store: Store, plan: Plan, run_id: str, origin: Origin, watcher: Watcher, *, offline: bool
     ) -> Tracker:
         """The parent run. Raises UserError within seconds if MLflow is wanted and does not answer."""
         server = None if offline else MlflowServer.reach(store.home, plan.recipe.name)
         tracker = cls(store, plan, run_id, server, watcher)
-        tracker.run.begin(plan, flow_run_id)
+        tracker.ui = origin.ui
+        tracker.run.begin(plan, origin)
         if server is not None and tracker.courier is not None:
             with suppress(MlflowException, OSError):  # it answered a moment ago; the courier tries again
                 tracker.run.open(server)
@@ -67,7 +70,7 @@ class Tracker:
     def following(self, planned: Planned) -> Iterator[None]:
         """Has the stage's run fed from its draft until its result is committed, the same run when it goes on."""
         stage = TrackedStage(self.store, planned.uses, planned.key)
-        stage.note(planned, self.plan.recipe.name, self.run.folder.name)
+        stage.note(planned, self.plan, self.run.folder.name, self.ui)
         status = "RUNNING"
         self._carry(stage, status)
         try:

@@ -47,6 +47,8 @@ class Execution(BaseModel):
     same numbers in far less memory, a third slower."""
     log_interval: int = Field(1, ge=1)
     """Optimizer steps between two points of the training metrics."""
+    monitor_interval: float = Field(10.0, ge=0)
+    """Seconds between two samples of what a stage takes of CPU, memory and GPU; 0 takes none."""
     save_interval: int = Field(25, ge=1)
     """Optimizer steps between two checkpoints."""
     save_minutes: float = Field(5.0, gt=0)

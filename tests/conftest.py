@@ -58,12 +58,11 @@ def chain() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def write_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """Write a recipe (a mapping, or YAML as text) with its data files; gives its path."""
+def recipe_writer(project: Path) -> Callable[..., Path]:
+    """Writes a recipe (a mapping, or YAML as text) with its data files, into that folder or another; gives its path."""
 
     def write(recipe: Any, folder: Path | None = None, name: str = "recipe.yaml") -> Path:
-        folder = folder or tmp_path / "project"
+        folder = folder or project
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "rows.jsonl").exists():
             write_rows(folder / "rows.jsonl", DEMONSTRATIONS)
@@ -73,6 +72,12 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe with its data files; gives its path."""
+    return recipe_writer(tmp_path / "project")
 
 
 def run_stage(uses: str, draft: Path, *, seed: int = 0, **fields: Any) -> Artifact:

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts.jsonl import read_jsonl
 
-LOSSES = ("train/loss", "loss/value_avg")
+LOSSES = ("loss/value_avg", "train/loss")
 """The loss whose spikes are counted, the first that was logged. (A clipped policy loss is near 0 whatever happens.)"""
 ALARM = "alarms/"
 CUT_SHORT = "policy/stopped_early"

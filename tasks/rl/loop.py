@@ -135,7 +135,7 @@ class Loop:
         if stage.watched_limits():
             self._remember_best(number, rollout)
         figures = self.update(rollout, advantages, returns, mask, epochs, self._step(number), self._rates)
-        point = rollout_figures(rollout, returns, self.controller.kl_coef) | figures.metrics()
+        point = rollout_figures(rollout, returns, self.controller.kl_coef) | figures.metrics(stage)
         require_finite(point)
         trained = time.monotonic()
         point |= {

@@ -44,14 +44,16 @@ class Figures:
     """Largest distance of a ratio from 1 before the first step; 0 unless something is wrong."""
     stopped_early: bool = False
 
-    def metrics(self) -> dict[str, float]:
-        """Under the names that the logs use."""
+    def metrics(self, stage: PPO) -> dict[str, float]:
+        """Under the names that the logs use. `train/loss` is all that was minimised, as other methods log it."""
 
         def mean(values: list[float]) -> float:
             return sum(values) / len(values) if values else 0.0
 
+        policy, value, ptx = mean(self.policy_loss), mean(self.value_loss), mean(self.ptx_loss)
         found = {
-            "loss/policy_avg": mean(self.policy_loss), "loss/value_avg": mean(self.value_loss),
+            "train/loss": policy + stage.vf_coef * value + stage.ptx_coef * ptx,
+            "loss/policy_avg": policy, "loss/value_avg": value,
             "policy/approxkl_avg": mean(self.approximate_kl), "policy/clipfrac_avg": mean(self.clip_fraction),
             "policy/ratio_max": max(self.ratio_max, default=1.0), "val/ratio": mean(self.ratio_mean or [1.0]),
             "val/clipfrac_avg": mean(self.value_clip_fraction),
@@ -59,7 +61,7 @@ class Figures:
             "train/grad_norm": mean(self.grad_norm), "train/value_grad_norm": mean(self.value_grad_norm),
             "policy/stopped_early": float(self.stopped_early),
         }  # fmt: skip
-        return found | ({"loss/ptx_avg": mean(self.ptx_loss)} if self.ptx_loss else {})
+        return found | ({"loss/ptx_avg": ptx} if self.ptx_loss else {})
 
 
 def adam(stage: PPO, parameters: list[Any]) -> Optimizer:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 QUIET = (
@@ -15,6 +15,8 @@ QUIET = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_MS = 60_000
+ASSISTANT = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
+"""Says that MLflow's assistant, which takes a third of the page, was seen before."""
 
 
 class Browser:
@@ -24,6 +26,21 @@ class Browser:
         self.page = page
         self.pictures = Path(os.environ.get("ALIGN_SCREENSHOTS") or pictures)
         self.pictures.mkdir(parents=True, exist_ok=True)
+
+    def open(self, address: str) -> None:
+        """Afresh: an address that differs in its fragment alone would only be scrolled to."""
+        self.page.goto("about:blank")
+        self.page.goto(address)
+
+    def follow(self, link: str) -> None:
+        """Where a link leads; MLflow's descriptions open theirs in a page of its own."""
+        found = self.page.get_by_role("link", name=link, exact=True).first
+        self.open(str(found.evaluate("link => link.href")))
+
+    def shows(self, *texts: str) -> None:
+        """Waits until all of these can be seen."""
+        for text in texts:
+            expect(self.page.get_by_text(text).filter(visible=True).first).to_be_visible(timeout=PATIENCE_MS)
 
     def picture(self, name: str) -> None:
         self.page.wait_for_timeout(1000)  # for what moves in
@@ -44,5 +61,6 @@ def browser(pictures: Path) -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         page = chromium.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(PATIENCE_MS)
+        page.add_init_script(f"localStorage.setItem('{ASSISTANT}', 'true')")
         yield Browser(page, pictures)
         chromium.close()

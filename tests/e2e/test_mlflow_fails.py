@@ -41,7 +41,7 @@ def until_sft_has_a_point(shop: Shop, run: subprocess.Popen[str]) -> None:
 def assert_complete(client: MlflowClient, record: dict) -> None:
     """The server has the run, each stage under it, each of its points once, and its output."""
     parent = client.get_run(record["mlflow_run_id"])
-    assert parent.info.status == "FINISHED" and "| sft |" in parent.data.tags["mlflow.note.content"]
+    assert parent.info.status == "FINISHED" and "[sft](#/" in parent.data.tags["mlflow.note.content"]
     for stage in record["stages"]:
         run = client.get_run(stage["mlflow_run_id"])
         assert run.info.status == "FINISHED" and run.data.tags["align.digest"] == stage["digest"]

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from artifacts.manifest import Manifest
 from artifacts.store import Store
 from flows.mlflow_server import MlflowServer
 from flows.planning import Wanted, plan_of
-from flows.records import RunRecord
+from flows.records import RunRecord, find_record
+from flows.summary import conclude
+from flows.tracked_run import Origin
 from flows.tracked_stage import TrackedStage
+from flows.tracking import Tracker
+from flows.watch import Watcher
 from pipelines.plan import Plan, Planned
+from tasks.settings import Optimizing
 from tests.conftest import DEMONSTRATIONS, PAIRS, chain, write_rows
 
+PREFECT = "http://127.0.0.1:4200/runs/flow-run/f00d"
 HELD_OUT = [{"prompt": "Say five.", "chosen": "five", "rejected": "no", "check": {"kind": "lower"}}]
 
 
@@ -27,6 +36,7 @@ class MadeRuns:
         self.held_out = HELD_OUT
         self.own_bytes = True
         """Whether each complete model is another."""
+        self.plans: dict[str, Plan] = {}
 
     def __call__(self, figures: Mapping[str, float], *, tracked: bool = True, **changes: Any) -> str:
         """Another run, in MLflow unless it is not `tracked`; changes are `stage__field`, or a whole stage. Its id."""
@@ -50,10 +60,11 @@ class MadeRuns:
         """A run of a recipe, in which each report has these figures."""
         plan = plan_of(wanted, self.store)
         run_id = f"recipe-{len(list((self.store.home / 'runs').glob('*.json')))}"
+        self.plans[run_id] = plan
         for planned in plan.stages:
             if not self.store.folder(planned.uses, planned.key).exists():
                 self._commit(planned, figures(planned))
-                TrackedStage(self.store, planned.uses, planned.key).note(planned, "recipe", run_id)
+                TrackedStage(self.store, planned.uses, planned.key).note(planned, plan, run_id, PREFECT)
         record = self._record(plan, run_id)
         if tracked:
             self.send()
@@ -65,6 +76,18 @@ class MadeRuns:
         for facts in (self.store.home / "tracking").glob("*/facts.json"):
             said = json.loads(facts.read_text())
             TrackedStage(self.store, said["uses"], said["key"]).send(server, None, "FINISHED")
+
+    def tell(self, run_id: str, changes: str = "") -> str:
+        """Bring a run and its stages to MLflow as a flow does that finds all of them made; gives the parent's id."""
+        plan, record = self.plans[run_id], find_record(self.store.home, run_id)
+        origin = Origin("f00d", PREFECT, changes)
+        tracker = Tracker.begin(self.store, plan, run_id, origin, Watcher(), offline=False)
+        for planned in plan.stages:
+            tracker.cached(planned)
+        conclude(record, tracker, self.store, PREFECT)
+        assert tracker.mlflow_run_id is not None
+        replace(record, mlflow_run_id=tracker.mlflow_run_id).save(self.store.home)
+        return tracker.mlflow_run_id
 
     def _commit(self, planned: Planned, figures: Mapping[str, float]) -> None:
         """What the stage would have left: a whole model where it is to be complete, else a file of its own."""
@@ -87,6 +110,14 @@ class MadeRuns:
             write_rows(out / "test.jsonl", self.held_out if planned.label == "pairs" else DEMONSTRATIONS)
         else:
             (out / "weights").write_text(planned.key)
+        if isinstance(planned.stage, Optimizing):
+            points = [
+                {"step": 8 * n, "optimizer_step": n, "time": time.time(), "metrics": {"train/loss": 2.0 / n}}
+                for n in (1, 2, 3)
+            ]
+            write_rows(out.parent / "metrics.jsonl", points)
+            metrics = {"train/loss": 2.0 / 3, "cost/tokens": 48.0}
+        metrics["cost/seconds"] = 1.0
         self.store.commit(
             uses=planned.uses, key=planned.key, kind=planned.handle.kind, payload=planned.payload,
             fields=planned.stage.settings(), metrics=metrics, seconds=1.0, source_digest="",
@@ -95,9 +126,10 @@ class MadeRuns:
     def _record(self, plan: Plan, run_id: str) -> RunRecord:
         stages = [
             {"name": each.label, "uses": each.uses, "key": each.key, "status": "ran", "seconds": 1.0,
-             "path": str(self.store.folder(each.uses, each.key) / "out"), "digest": each.handle.digest(),
-             "metrics": {}, "error": None}
+             "path": str(folder / "out"), "digest": each.handle.digest(), "metrics": Manifest.read(folder).metrics,
+             "error": None}
             for each in plan.stages
+            if (folder := self.store.folder(each.uses, each.key)).exists()
         ]  # fmt: skip
         record = RunRecord(str(plan.recipe.path), run_id, None, None, stages)
         record.save(self.store.home)

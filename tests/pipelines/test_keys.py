@@ -85,7 +85,13 @@ def test_another_spelling_of_the_same_value_changes_nothing(
 
 @pytest.mark.parametrize(
     "execution",
-    [{"save_interval": 3}, {"micro_batch": 2}, {"threads": 1, "device": "cpu"}, {"log_interval": 7}],
+    [
+        {"save_interval": 3},
+        {"micro_batch": 2},
+        {"threads": 1, "device": "cpu"},
+        {"log_interval": 7},
+        {"monitor_interval": 0},
+    ],
     ids=str,
 )
 def test_how_a_recipe_runs_is_not_what_it_makes(

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from artifacts.jsonl import read_jsonl
 from tasks.context import Execution
 from tasks.job import Job
 from tasks.registry import STAGES
@@ -74,6 +75,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     }),
 }  # fmt: skip
 WITH_CHECKPOINTS = {"sft", "reward", "dpo", "simpo", "orpo", "kto", "ppo", "rloo", "grpo"}
+COMMON = {"train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second"}
+"""What every method logs under the same names, and against samples seen, so that charts lay them over each other."""
 
 
 def test_every_registered_stage_has_its_case():
@@ -180,6 +183,9 @@ def test_killed_after_its_last_checkpoint_it_takes_no_step_more(uses, job_of):
     """That one stands amid an epoch; all that is left to do is to write the output."""
     undisturbed, disturbed = job_of(uses, "undisturbed"), job_of(uses, "disturbed")
     assert attempt(undisturbed) == 0
+    points = [point for point in read_jsonl(undisturbed.draft / "metrics.jsonl") if "train/loss" in point["metrics"]]
+    assert all(set(point["metrics"]) >= COMMON for point in points)
+    assert [point["step"] for point in points] == list(range(8, 8 * len(points) + 1, 8))  # 8 rows a step, or a rollout
     last = max(int(path.name.rsplit("-", 1)[1]) for path in (undisturbed.draft / "work").glob("checkpoint-*"))
     assert attempt(disturbed, dies_after=f"checkpoint-{last}") == -signal.SIGKILL
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()

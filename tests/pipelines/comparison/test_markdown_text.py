@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from flows.compare_links import Place
 from flows.comparison_text import markdown
+from flows.notes import run_note, stage_note
 from flows.records import RunRecord
 from flows.summary import _markdown
 from flows.tables import text_table
-from flows.tracked_run import note
 from pipelines.comparison.comparison import Comparisons
 from pipelines.comparison.markdown_text import in_code, inert
 
@@ -49,7 +50,11 @@ def test_every_page_of_markdown_shows_names_errors_and_completions_as_text(shelf
     record = RunRecord("recipe.yaml", EVIL.replace("\n", " "), None, None, [stage])
     summary = _markdown(record, compared, "http://127.0.0.1:4200/runs/1")
     assert harmless(markdown(compared)) and harmless(summary.removeprefix("#"))
-    assert harmless(note("1", [stage], {"ui": None, "summary": summary}))
+    facts = {"name": record.run_id, "ui": None, "summary": summary}
+    place = Place("a1", "1")
+    assert harmless(run_note(place, [], [stage], lambda key: place, facts).replace(f"# {record.run_id}", ""))
+    facts = {"name": EVIL, "uses": "sft", "run_id": "recipe-1", "key": "0" * 64, "inputs": {"base": stage}}
+    assert harmless(stage_note(place, [], place, lambda key: None, facts))
     rows = [line for line in summary.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows[:3]} == {6}
 

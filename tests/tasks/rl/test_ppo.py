@@ -271,7 +271,10 @@ def test_the_sft_term_adds_its_own_gradient(world, tmp_path, steps):
         wanted = torch.tensor(row["completion_ids"])
         loss = loss + cross_entropy(logits[len(row["prompt_ids"]) - 1 : -1], wanted, reduction="sum") / tokens
     loss.backward()
-    assert mixed.kept["points"][0]["loss/ptx_avg"] == pytest.approx(loss.item(), abs=1e-5)
+    point = mixed.kept["points"][0]
+    assert point["loss/ptx_avg"] == pytest.approx(loss.item(), abs=1e-5)
+    parts = point["loss/policy_avg"] + mixed.stage.vf_coef * point["loss/value_avg"] + 3 * point["loss/ptx_avg"]
+    assert point["train/loss"] == pytest.approx(parts)
     without, with_it = steps["policy"]
     for name, gradient in adapter_gradients(model, "policy").items():
         assert torch.allclose(with_it[name] - without[name], 3 * gradient, atol=1e-5)

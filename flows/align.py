@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ if __name__ == "__main__":
     use_servers(align_home())
 
 from httpx import HTTPError  # noqa: E402
-from prefect import flow, task  # noqa: E402
+from prefect import State, flow, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.exceptions import MissingContextError, PrefectException  # noqa: E402
 from prefect.logging import get_run_logger  # noqa: E402
@@ -32,8 +30,9 @@ from flows.ephemeral import guard_ephemeral_servers  # noqa: E402
 from flows.execute import StageResult, execute, found  # noqa: E402
 from flows.lost import end_all_lost, tell_prefect  # noqa: E402
 from flows.planning import Wanted, plan_of  # noqa: E402
-from flows.records import RunRecord  # noqa: E402
+from flows.records import RunRecord, run_id_for  # noqa: E402
 from flows.schedule import Schedule  # noqa: E402
+from flows.steering import leave, pause_asked_for, pausing, suspended  # noqa: E402
 from flows.summary import conclude  # noqa: E402
 from flows.tracking import Tracker  # noqa: E402
 from flows.watch import Watcher, watcher  # noqa: E402
@@ -81,8 +80,7 @@ def align(
     for label, verdict in verdicts(plan, store).items():
         if verdict.drift and verdict.cached:
             watch.line(label, f"cached, but {verdict.drift}")
-    name = plan.recipe.name
-    run_id = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_id = run_id_for(store.home, plan.recipe.name, flow_run.id)
     tracker = Tracker.begin(store, plan, run_id, flow_run.id, watch, offline=offline_tracking)
     for lost in end_all_lost(store.home):
         tell_prefect(store.home, lost)
@@ -98,14 +96,17 @@ def align(
     recorded()
     try:
         schedule = Schedule(plan, results, watch)
-        errors = schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, watch), jobs, recorded)
+        with pausing(watch):
+            errors = schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, watch), jobs, recorded)
     except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
         tracker.end("KILLED", recorded().stages)
+        leave()
         raise
     summary = conclude(recorded(), tracker, store, flow_run.ui_url)
     record = recorded()
     with suppress(PrefectException, HTTPError):  # a server that went away meanwhile costs nobody the run
         create_markdown_artifact(summary, key="summary", description=f"Run {run_id}")
+    leave()
     _raise(errors)
     return record.as_dict()
 
@@ -117,8 +118,13 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     """
     made: list[StageResult] = []
 
-    def stage(key: str) -> dict[str, str]:
-        result = execute(planned, store, tracker, watch, seed=planned.seed, execution=plan.recipe.execution)
+    def stage(key: str) -> dict[str, str] | State[Any]:
+        try:
+            result = execute(planned, store, tracker, watch, seed=planned.seed, execution=plan.recipe.execution)
+        except AlignError:
+            if pause_asked_for():
+                return suspended()
+            raise
         made.append(result)
         return {"key": result.key, "digest": result.digest or ""}
 

@@ -8,16 +8,17 @@ lock         held by the process that the run is of
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
-from artifacts.locking import held
+from artifacts.locking import held, locked, wait_until
 from artifacts.syncing import write_whole
 from flows.mlflow_server import MlflowServer
 from flows.points import accepted, numbers
@@ -43,11 +44,19 @@ class TrackedRun:
         """What is known of the run so far; None if it was never tracked from here."""
         return json.loads(self._facts.read_text()) if self._facts.exists() else None
 
-    def begin(self, plan: Plan, flow_run_id: str | None) -> None:
-        """Write down what the run carries from the start, and hold its lock for as long as this process lives."""
-        self.files.mkdir(parents=True)
+    def begin(self, plan: Plan, flow_run_id: str | None, waiting: Callable[[], None]) -> None:
+        """Write down what the run carries from the start, and hold its lock for as long as this process lives.
+
+        A run that was begun before, and goes on, is the same in MLflow too. `waiting` is called, again and again, while
+        its earlier process is still there.
+        """
+        self.files.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        wait_until(partial(locked, self._lock), waiting)
+        for path in self.folder.glob("*/run_id"):
+            sent = Sent(path.parent)
+            sent.unmark("complete")
+            sent.mark("goes_on")
         recipe, run_id = plan.recipe, self.folder.name
         (self.files / "recipe.json").write_text(recipe.model_dump_json(indent=1, exclude={"path"}))
         (self.files / recipe.path.name).write_text(recipe.path.read_text())
@@ -57,7 +66,7 @@ class TrackedRun:
             "name": run_id, "experiment": recipe.name, "status": "RUNNING", "summary": "", "metrics": {}, "ui": None,
             "tags": {"align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": flow_run_id or ""},
             "params": {"seed": recipe.seed, "stages": ", ".join(planned.label for planned in plan.stages)},
-            "data": [one for planned in plan.stages for one in read_by(planned)],
+            "data": [one for planned in plan.stages for one in read_by(planned)], "began": time.time(),
         })  # fmt: skip
 
     def end(self, status: str, **more: Any) -> None:
@@ -88,6 +97,9 @@ class TrackedRun:
             if free and not sent.has("described"):
                 own = {name: facts["tags"][name] for name in ("align.run_id", "align.kind")}
                 self._send_files(server, open_run(server, sent, facts, own, facts["tags"]))
+            if free and sent.run_id and sent.has("goes_on"):
+                server.client.update_run(sent.run_id, status="RUNNING")
+                sent.unmark("goes_on")
         return sent.run_id
 
     def close(self, server: MlflowServer, stages: Sequence[Mapping[str, Any]]) -> None:

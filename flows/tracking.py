@@ -19,6 +19,7 @@ from artifacts.store import Store
 from flows.compare_links import Place, compare_links
 from flows.courier import Courier
 from flows.elsewhere import fetch
+from flows.execute import Waiting
 from flows.mlflow_server import MlflowServer
 from flows.records import RunRecord
 from flows.sync import send_run
@@ -49,7 +50,7 @@ class Tracker:
         """The parent run. Raises UserError within seconds if MLflow is wanted and does not answer."""
         server = None if offline else MlflowServer.reach(store.home, plan.recipe.name)
         tracker = cls(store, plan, run_id, server, watcher)
-        tracker.run.begin(plan, flow_run_id)
+        tracker.run.begin(plan, flow_run_id, partial(Waiting(run_id, watcher), "its earlier process, still at work"))
         if server is not None and tracker.courier is not None:
             with suppress(MlflowException, OSError):  # it answered a moment ago; the courier tries again
                 tracker.run.open(server)

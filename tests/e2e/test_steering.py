@@ -5,10 +5,12 @@ What each sends was read from the pages of Prefect 3.8: the state below, with `f
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import psutil
@@ -121,13 +123,19 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steered]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(up: Steered) -> dict[str, str]:
-    """Digests by key, of runs in another home that nobody steered."""
-    words = (f"sft.epochs={LONG}", f"sft.learning_rate={PAUSED}|{RETRIED}", "--until", "sft", "--json")
-    home = {"ALIGN_HOME": str(up.shop.home.parent / "undisturbed"), "PREFECT_API_URL": up.api.api}
-    answer = up.shop.align("run", TINY, *words, **home)
-    assert answer.status == 0, answer.err
-    return {stage["key"]: stage["digest"] for stage in answer.json["stages"]}
+def undisturbed(up: Steered) -> Callable[[], dict[str, str]]:
+    """Digests by key, of runs in another home that nobody steered; made when they are first asked for."""
+
+    @cache
+    def run() -> dict[str, str]:
+        home = {"ALIGN_HOME": str(up.shop.home.parent / "undisturbed"), "PREFECT_API_URL": up.api.api}
+        words = (f"sft.epochs={LONG}", f"sft.learning_rate={PAUSED}|{RETRIED}", "--until", "sft", "--json")
+        process = up.shop.start("run", TINY, *words, **home)
+        out, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, err
+        return {stage["key"]: stage["digest"] for stage in json.loads(out)["stages"]}
+
+    return run
 
 
 def train(up: Steered, learning_rate: float, **more: Any) -> str:
@@ -159,7 +167,7 @@ def test_pause_saves_and_frees_the_machine_and_resume_goes_on_with_what_is_finis
     eventually(lambda: up.tasks(flow_run)[-3:] == FINISHED, 60)
     eventually(lambda: "sft: going on from checkpoint-" in up.logs(flow_run), 60)
     assert set(up.in_mlflow(flow_run).values()) == {"FINISHED"}
-    assert as_undisturbed(up, flow_run, undisturbed)
+    assert as_undisturbed(up, flow_run, undisturbed())
 
 
 def test_retry_of_a_run_that_failed_or_crashed_goes_on_as_the_same_run(up, undisturbed):
@@ -182,7 +190,7 @@ def test_retry_of_a_run_that_failed_or_crashed_goes_on_as_the_same_run(up, undis
     eventually(lambda: up.tasks(flow_run)[-3:] == FINISHED, 60)
     eventually(lambda: "sft: going on from checkpoint-" in up.logs(flow_run), 60)
     assert set(up.in_mlflow(flow_run).values()) == {"FINISHED"}
-    assert as_undisturbed(up, flow_run, undisturbed)
+    assert as_undisturbed(up, flow_run, undisturbed())
 
 
 def test_cancel_ends_the_trainer_within_seconds_and_leaves_a_checkpoint_to_go_on_from(up):

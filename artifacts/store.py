@@ -7,18 +7,19 @@ believed. One key is worked on by one process at a time, under a lock that the k
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import HomeError, StageError
 from artifacts.fingerprint import FileDigests, file_digest
+from artifacts.locking import locked, wait_until
 from artifacts.machine import machine_name
 from artifacts.manifest import FileRecord, Manifest, digest_of, library_versions
 from artifacts.syncing import sync_file, sync_folder, write_synced
@@ -78,18 +79,13 @@ class Store:
     def lock(self, uses: str, key: str, waiting: Callable[[str], None] | None = None) -> Iterator[int]:
         """Hold the key; yields a file descriptor that a trainer may inherit, so that the lock outlives us with it.
 
-        While another process holds it, `waiting` is told who, once.
+        While another process holds it, `waiting` is told who, again and again, and may raise to give up.
         """
         path = self.home / "locks" / f"{uses}-{key[:KEY_IN_NAME]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting:
-                    waiting(path.read_text() or "another process")
-                fcntl.flock(fd, fcntl.LOCK_EX)
+            wait_until(partial(locked, fd), lambda: waiting(path.read_text() or "another process") if waiting else None)
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"process {os.getpid()}".encode(), 0)
             yield fd

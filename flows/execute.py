@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.errors import OutOfMemoryError
 from artifacts.manifest import Manifest
 from artifacts.store import Store
-from flows.launch import launch
+from flows.launch import go_on, launch
+from flows.shown_slots import shown
+from flows.slots import Holder, Needed, Taken, taken
 from flows.watch import Watcher
 from pipelines.plan import Planned
 from tasks.context import Execution
@@ -48,11 +52,8 @@ def execute(
     """Make the stage's output unless it is there; raises what the stage raised."""
     started = time.monotonic()
     uses, key = planned.uses, planned.key
-
-    def waiting(holder: str) -> None:
-        watcher.line(planned.label, f"waits for {holder}, which works on the same stage")
-
-    with store.lock(uses, key, waiting) as lock:
+    waiting = Waiting(planned.label, watcher)
+    with store.lock(uses, key, lambda who: waiting(f"{who}, which works on the same stage")) as lock:
         damage = store.damage(uses, key)
         if damage is None:  # made by someone else while we waited
             return found(planned, store, tracker)
@@ -66,18 +67,43 @@ def execute(
         draft.mkdir(parents=True, exist_ok=True)
         (draft / "key.json").write_text(json.dumps(planned.payload, indent=1, sort_keys=True))
         job = Job.of(planned.stage, uses=uses, key=key, seed=seed, execution=execution, draft=draft)
-        with tracker.following(planned):
-            result, remarks = _launched(job, planned, lock, watcher)
-            tracker.hurry()  # a commit lets go of the checkpoints
-            manifest = store.commit(
-                uses=uses, key=key, kind=planned.handle.kind, payload=planned.payload, fields=planned.stage.settings(),
-                metrics=result["metrics"], seconds=result["seconds"], source_digest=planned.stage.source_digest(),
-                remarks=remarks,
-            )  # fmt: skip
+        manifest = _made(job, planned, lock, store, tracker, waiting)
     return _line(planned, manifest, "resumed" if resumes else "ran", time.monotonic() - started, store)
 
 
-def _launched(job: Job, planned: Planned, lock: int, watcher: Watcher) -> tuple[dict[str, Any], list[str]]:
+def _made(job: Job, planned: Planned, lock: int, store: Store, tracker: Tracker, waiting: Waiting) -> Manifest:
+    """Train, with a GPU if there is one, and commit."""
+    with ExitStack() as slots:
+        holder = Holder(waiting.watcher.run_id, planned.label, os.getpid())
+        have = slots.enter_context(taken(Needed.by(job), holder, waiting))
+        slots.enter_context(shown(have.slots))
+        with tracker.following(planned):
+            result, remarks = _launched(job, planned, lock, have, waiting.watcher)
+            slots.close()
+            tracker.hurry()  # a commit lets go of the checkpoints
+            return store.commit(
+                uses=job.uses, key=job.key, kind=planned.handle.kind, payload=planned.payload,
+                fields=planned.stage.settings(), metrics=result["metrics"], seconds=result["seconds"],
+                source_digest=planned.stage.source_digest(), remarks=remarks,
+            )  # fmt: skip
+
+
+@dataclass
+class Waiting:
+    """Says for whom a stage waits, each time that it is somebody else; gives up when the run is to end."""
+
+    label: str
+    watcher: Watcher
+    said: str = ""
+
+    def __call__(self, who: str) -> None:
+        go_on()
+        if who != self.said:
+            self.watcher.line(self.label, f"waits for {who}")
+        self.said = who
+
+
+def _launched(job: Job, planned: Planned, lock: int, have: Taken, watcher: Watcher) -> tuple[dict[str, Any], list[str]]:
     """The stage's result; and what is to be remembered of how it came about.
 
     After running out of memory it goes on from its last checkpoint with half the micro-batch, as often as `retries`
@@ -87,7 +113,7 @@ def _launched(job: Job, planned: Planned, lock: int, watcher: Watcher) -> tuple[
     remarks: list[str] = json.loads(kept.read_text()) if kept.exists() else []
     for attempt in itertools.count():
         try:
-            return launch(job, planned.label, lock, watcher), remarks
+            return launch(job, planned.label, watcher, (lock, *have.locks), have.environment), remarks
         except OutOfMemoryError as error:
             smaller = planned.stage.in_half_the_memory(job.execution)
             if smaller is None or attempt >= job.execution.retries:

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import OutOfMemoryError, StageError, revive
+from artifacts.errors import InterruptedStage, OutOfMemoryError, StageError, revive
 from flows.oom import KernelWitness
 from flows.system_metrics import sampled
 from flows.watch import Watcher
@@ -27,14 +29,19 @@ GRACE_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
 RUNNING: set[int] = set()
 """The trainers of this process, by the number of their process group."""
+ENDING = threading.Event()
+"""Set once they are asked to end: nobody starts another, or waits to."""
 
 
-def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
+def launch(
+    job: Job, label: str, watcher: Watcher, locks: Sequence[int], environment: Mapping[str, str]
+) -> dict[str, Any]:
     """Run a job to its end and give its `result.json`; raises what the stage raised.
 
-    The child inherits the lock's descriptor, dies with this process (in fact with the thread that calls, which the
+    The child inherits the locks' descriptors, dies with this process (in fact with the thread that calls, which the
     kernel's signal follows), and is ended with all its own children on any way out of here.
     """
+    go_on()
     job.draft.mkdir(parents=True, exist_ok=True)
     path = job.draft / "job.json"
     path.write_text(job.model_dump_json(indent=1))
@@ -42,8 +49,8 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
     with (job.draft / "log.txt").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tasks", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", cwd=ROOT, env={**KEEP_MEMORY, **os.environ, "ALIGN_EVENTS": "1", "PYTHONUNBUFFERED": "1"},
-            start_new_session=True, pass_fds=(lock,), preexec_fn=die_with_parent,
+            errors="replace", cwd=ROOT, start_new_session=True, pass_fds=locks, preexec_fn=die_with_parent,
+            env={**KEEP_MEMORY, **os.environ, **environment, "ALIGN_EVENTS": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         RUNNING.add(process.pid)
         try:
@@ -67,15 +74,28 @@ def launch(job: Job, label: str, lock: int, watcher: Watcher) -> dict[str, Any]:
     return _result(job, label, process.returncode, said)
 
 
-def end_trainers() -> None:
+def go_on() -> None:
+    """Raise InterruptedStage if the trainers of this process were asked to end."""
+    if ENDING.is_set():
+        raise InterruptedStage("ended as asked, before it trained; run the same command again to go on")
+
+
+def end_trainers(grace_s: float = GRACE_S) -> None:
     """Ask all that run to end, and kill those that take too long; whoever waits for them hears it from them."""
-    deadline = time.monotonic() + GRACE_S
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for group in list(RUNNING):
-            with suppress(ProcessLookupError):
-                os.killpg(group, number)
-        while RUNNING and number == signal.SIGTERM and time.monotonic() < deadline:
-            time.sleep(0.05)
+    ENDING.set()
+    deadline, asked = time.monotonic() + grace_s, set[int]()
+    while RUNNING and time.monotonic() < deadline:
+        for group in RUNNING - asked:  # one may only just have begun
+            _signal(group, signal.SIGTERM)
+            asked.add(group)
+        time.sleep(0.05)
+    for group in list(RUNNING):
+        _signal(group, signal.SIGKILL)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
 def _pump(line: str, label: str, watcher: Watcher, log: Any) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows.records import RunRecord, load_records
 from flows.tracked_run import TrackedRun
+
+if TYPE_CHECKING:
+    from prefect import State
 
 TOLD = "prefect_told"
 
@@ -33,22 +38,30 @@ def tell_prefect(home: Path, record: RunRecord) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
     from prefect.settings import get_current_settings
-    from prefect.states import Completed, Crashed, Failed
 
     run = TrackedRun(home, record.run_id)
     facts = run.facts
     if facts is None or facts.get(TOLD) or run.live() or get_current_settings().api.url is None:
         return
-    ends: dict[str, Any] = {
-        "FINISHED": Completed(),
-        "FAILED": Failed(),
-        "KILLED": Crashed(message="its process was killed"),
-    }
-    if record.flow_run_id is None or facts["status"] not in ends:
+    if record.flow_run_id is None or facts["status"] == "RUNNING":
         return
     flow_run = UUID(record.flow_run_id)
     with suppress(PrefectException, HTTPError), get_client(sync_client=True) as client:
-        state = client.read_flow_run(flow_run).state
-        if state is None or not state.is_final():
-            client.set_flow_run_state(flow_run, ends[facts["status"]], force=True)
+        if (end := _end(client.read_flow_run(flow_run).state, facts)) is not None:
+            client.set_flow_run_state(flow_run, end, force=True)
         run.end(facts["status"], **{TOLD: True})
+
+
+def _end(state: State | None, facts: Mapping[str, Any]) -> State | None:
+    """The state that a flow run should be in, if it is in one that only its process could end.
+
+    One that is suspended, or about to be retried, is not; nor is one that has been running since later than this.
+    """
+    from prefect.states import Cancelled, Completed, Crashed, Failed
+
+    killed = "its process was killed"
+    if state is not None and state.is_cancelling():
+        return Cancelled(message=killed)
+    if state is None or (state.is_running() and state.timestamp.timestamp() <= facts.get("began", inf)):
+        return {"FINISHED": Completed(), "FAILED": Failed(), "KILLED": Crashed(message=killed)}[facts["status"]]
+    return None

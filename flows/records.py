@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -127,6 +128,14 @@ def load_records(home: Path) -> list[RunRecord]:
     """Every run under `home`, the newest first."""
     paths = sorted((home / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [RunRecord.read(path) for path in paths]
+
+
+def run_id_for(home: Path, recipe: str, flow_run_id: str | None) -> str:
+    """The id of the run that a flow run is: a new one, or its own if it was begun before, and retried or resumed."""
+    own = (record for record in load_records(home) if flow_run_id is not None and record.flow_run_id == flow_run_id)
+    if (found := next(own, None)) is not None and found.run_id.startswith(f"{recipe}-"):
+        return found.run_id
+    return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def find_record(home: Path, run_id: str) -> RunRecord:

@@ -12,7 +12,7 @@ from typing import Any
 
 from artifacts.errors import AlignError, StageError, UserError
 from flows.execute import StageResult, missing
-from flows.launch import end_trainers
+from flows.launch import ENDING, end_trainers
 from flows.watch import Watcher
 from pipelines.plan import Plan, Planned
 
@@ -45,6 +45,7 @@ class Schedule:
 
         A wrong input ends the run, a failure only its descendants. With one job all is done in this thread.
         """
+        ENDING.clear()
         waiting, running = list(self.plan.stages), dict[Future[StageResult], tuple[Planned, float]]()
         with _workers(jobs) as workers:
             while waiting or running:

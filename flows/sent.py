@@ -18,6 +18,7 @@ class Sent:
     points.txt    the points that it has
     pending       a mark: points were on their way when whoever sent them stopped
     complete      a mark: it has everything
+    goes_on       a mark: it had ended, and the run goes on
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +45,7 @@ class Sent:
         write_whole(self.folder / "run_id", run_id)
 
     def mark(self, name: str) -> None:
-        """Set `described`, `pending` or `complete`."""
+        """Set one of the marks."""
         (self.folder / name).touch()
 
     def unmark(self, name: str) -> None:

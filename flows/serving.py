@@ -100,9 +100,11 @@ def main() -> None:
     from flows.home import align_home
     from flows.lost import end_all_lost, tell_prefect
     from flows.servers.crash_rule import wait_for_prefect
+    from flows.shown_slots import install_limits
 
     wait_for_prefect()
     install_rules()
+    install_limits()
     for lost in end_all_lost(align_home()):  # with the machine, say
         tell_prefect(align_home(), lost)
     serve(*found, pause_on_shutdown=False, print_starting_message=False, limit=limit)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,10 @@ from flows.execute import StageResult, execute, found
 from flows.home import align_home
 from flows.lost import end_all_lost, tell_prefect
 from flows.planning import Wanted, plan_of
-from flows.records import RunRecord, load_records
+from flows.records import RunRecord, load_records, run_id_for
 from flows.run_page import OnPage, show_plan, show_report
 from flows.schedule import Schedule
+from flows.steering import leave, pause_asked_for, pausing, suspended
 from flows.summary import conclude
 from flows.tracked_run import Origin, TrackedRun
 from flows.tracking import Tracker
@@ -79,7 +78,7 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
     said = verdicts(plan, store)
     _say(plan, said, wanted, watch)
-    run_id = f"{plan.recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_id = run_id_for(store.home, plan.recipe.name, flow_run.id)
     origin = Origin(flow_run.id, flow_run.ui_url, wanted.changes)
     tracker = Tracker.begin(store, plan, run_id, origin, watch, offline=offline_tracking)
     for lost in end_all_lost(store.home):
@@ -96,15 +95,17 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     show_plan(plan, said, recorded())
     page = OnPage(watch)
     try:
-        with page.showing():
+        with page.showing(), pausing(page):
             schedule = Schedule(plan, results, page)
             errors = schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, page), jobs, recorded)
     except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
         tracker.end("KILLED", recorded().stages)
+        leave()
         raise
     summary = conclude(recorded(), tracker, store, flow_run.ui_url)
     record = recorded()
     show_report(summary, run_id, tracker)
+    leave()
     _raise(errors)
     return record.as_dict()
 
@@ -144,8 +145,13 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     """
     made: list[StageResult] = []
 
-    def stage(key: str) -> dict[str, str]:
-        result = execute(planned, store, tracker, watch, seed=planned.seed, execution=plan.recipe.execution)
+    def stage(key: str) -> dict[str, str] | State[Any]:
+        try:
+            result = execute(planned, store, tracker, watch, seed=planned.seed, execution=plan.recipe.execution)
+        except AlignError:
+            if pause_asked_for():
+                return suspended()
+            raise
         made.append(result)
         return {"key": result.key, "digest": result.digest or ""}
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
+from artifacts.locking import locked, wait_until
 from artifacts.syncing import write_whole
 from flows.compare_links import Place
 from flows.comparison_tables import TABLES
@@ -46,11 +47,19 @@ class TrackedRun(RunFolder):
         super().__init__(home, run_id)
         self._lock: int | None = None
 
-    def begin(self, plan: Plan, origin: Origin) -> None:
-        """Write down what the run carries from the start, and hold its lock for as long as this process lives."""
-        self.files.mkdir(parents=True)
+    def begin(self, plan: Plan, origin: Origin, waiting: Callable[[], None]) -> None:
+        """Write down what the run carries from the start, and hold its lock for as long as this process lives.
+
+        A run that was begun before, and goes on, is the same in MLflow too. `waiting` is called, again and again, while
+        its earlier process is still there.
+        """
+        self.files.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        wait_until(partial(locked, self._lock), waiting)
+        for path in self.folder.glob("*/run_id"):
+            sent = Sent(path.parent)
+            sent.unmark("complete")
+            sent.mark("goes_on")
         recipe, run_id = plan.recipe, self.folder.name
         (self.files / "recipe.json").write_text(recipe.model_dump_json(indent=1, exclude={"path"}))
         (self.files / recipe.path.name).write_text(recipe.path.read_text())
@@ -59,7 +68,8 @@ class TrackedRun(RunFolder):
         source = " ".join(filter(None, [recipe.path.name, origin.changes]))
         self._write({
             "name": run_id, "experiment": recipe.name, "status": "RUNNING", "summary": "",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"), "metrics": {}, "ui": origin.ui,
+            "started": (self.facts or {}).get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "began": time.time(), "metrics": {}, "ui": origin.ui,
             "params": run_params(plan, origin.changes),
             "tags": {
                 "align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": origin.flow_run_id or "",
@@ -86,6 +96,9 @@ class TrackedRun(RunFolder):
                 own = {name: facts["tags"][name] for name in ("align.run_id", "align.kind")}
                 furnish(server.client, server.experiment(facts["experiment"]))
                 self._send_files(server, open_run(server, sent, facts, own, facts["tags"]))
+            if free and sent.run_id and sent.has("goes_on"):
+                server.client.update_run(sent.run_id, status="RUNNING")
+                sent.unmark("goes_on")
         return sent.run_id
 
     def close(self, server: MlflowServer, stages: Sequence[Mapping[str, Any]]) -> None:

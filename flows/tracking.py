@@ -19,6 +19,7 @@ from artifacts.store import Store
 from flows.compare_links import Place, compare_links
 from flows.courier import Courier
 from flows.elsewhere import fetch
+from flows.execute import Waiting
 from flows.mlflow_server import MlflowServer
 from flows.records import RunRecord
 from flows.sync import send_run
@@ -52,7 +53,8 @@ class Tracker:
         server = None if offline else MlflowServer.reach(store.home, plan.recipe.name)
         tracker = cls(store, plan, run_id, server, watcher)
         tracker.ui = origin.ui
-        tracker.run.begin(plan, origin)
+        waiting = partial(Waiting(run_id, watcher), "its earlier process, still at work")
+        tracker.run.begin(plan, origin, waiting)
         if server is not None and tracker.courier is not None:
             with suppress(MlflowException, OSError):  # it answered a moment ago; the courier tries again
                 tracker.run.open(server)

@@ -59,6 +59,9 @@ class Adopt(Stage):
         files = sorted({file for pattern in self._patterns() for file in folder.glob(pattern)})
         return {"source": {"folder": tree_digest(folder, files, digests)}}
 
+    def computes(self) -> bool:
+        return False
+
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.base)
         if not self.complete or shape is None:

@@ -85,6 +85,9 @@ class BaseModelStage(Stage):
             return {"source": {"gguf": digests.of(path)}}
         return {"source": {"folder": tree_digest(path, _files(path), digests)}}
 
+    def computes(self) -> bool:
+        return False
+
     def disk_bytes(self) -> int:
         path = Path(self.source)
         if self.source.startswith("builtin:") or not path.exists():

@@ -34,6 +34,9 @@ class Execution(BaseModel):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; `auto` takes a GPU if there is one."""
+    slot: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,60}$")
+    """A name: of all stages on this machine that compute and have the same, one runs at a time. With GPUs each of them
+    is such a slot anyway."""
     threads: int | None = Field(None, ge=1)
     """CPU threads, of all processes of a stage together; by default one a core. Equal bytes are promised for an equal
     number of threads."""

@@ -77,6 +77,9 @@ class Data(Stage):
         sides = 2 if self.form == "preferences" else 1
         return Lengths.at_most(min(rows, self.limit or rows), self.max_length, sides)
 
+    def computes(self) -> bool:
+        return False
+
     def locate(self, folders: Sequence[Path]) -> Self:
         found = {"source": locate(self.source, folders, repo="dataset")}
         if self.test_source is not None:

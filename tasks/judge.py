@@ -70,6 +70,9 @@ class Judge(Stage):
     def output(self, key: str, path: Path) -> Artifact:
         return Verdicts(key=key, path=path)
 
+    def computes(self) -> bool:
+        return self.policy is not None
+
     @field_validator("endpoint")
     @classmethod
     def _plain_url(cls, url: str | None) -> str | None:

@@ -127,6 +127,10 @@ class Stage(BaseModel):
             raise ValueError("wanted no true or false here")
         return value
 
+    def computes(self) -> bool:
+        """Whether it runs a model, on a GPU where there is one."""
+        return True
+
     def execution_problem(self, execution: Execution) -> str | None:
         """Why this stage can't be run like that, or None."""
         return None

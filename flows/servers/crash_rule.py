@@ -22,7 +22,10 @@ ENDS = (
     "Suspended", "AwaitingRetry",
 )  # fmt: skip
 """Names of states in which no heartbeat is missed; a retraining that is completed says what became of it."""
-PATIENCE_S = 120.0
+LEFT = "align.flow-run.left"
+"""What the process of a flow run that is to pause says last: Prefect suspends it while its heart still beats."""
+PATIENCE_S = 300.0
+"""As long as `align up` waits for all of it."""
 
 
 def wait_for_prefect() -> None:
@@ -57,7 +60,7 @@ def crash_rule() -> AutomationCore:
             match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": "align*"}),
             for_each={"prefect.resource.id"},
             after={heartbeat},
-            expect={heartbeat, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            expect={heartbeat, LEFT, *(f"prefect.flow-run.{end}" for end in ENDS)},
             posture=Posture.Proactive,
             threshold=1,
             within=timedelta(seconds=MISSED * seconds),

@@ -1,0 +1,218 @@
+"""Cancel, Pause, Resume and Retry of Prefect's pages, by what their buttons send, on runs that `align up` serves.
+
+What each sends was read from the pages of Prefect 3.8: the state below, with `force`; Resume is an address of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from flows.servers.crash_rule import LEFT
+from tests.e2e.test_from_prefect import eventually
+from tests.e2e.test_up import TINY, Up, of_up
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+SECONDS = 1800
+"""For what takes a minute on a machine with nothing else to do."""
+LONG = 40
+"""Epochs: long enough to be met while it trains."""
+HEARTBEAT = "prefect.flow-run.heartbeat"
+LIMIT = f"/v2/concurrency_limits/{socket.gethostname()}-slot-one"
+PAUSED, RETRIED, CANCELLED = 3.0e-3, 2.0e-3, 1.0e-3
+"""Learning rates, each of which is another training."""
+FINISHED = [("base", "Cached"), ("instructions", "Cached"), ("sft", "Completed")]
+
+
+class Steered(Up):
+    """What a person sees of a flow run, and the buttons."""
+
+    def press(self, flow_run: str, kind: str, name: str, **more: Any) -> None:
+        body = {"state": {"type": kind, "name": name, **more}, "force": True}
+        assert self.api.call(f"/flow_runs/{flow_run}/set_state", body)["status"] in ("ACCEPT", "REJECT")
+
+    def cancel(self, flow_run: str) -> None:
+        self.press(flow_run, "CANCELLING", "Cancelling")
+
+    def pause(self, flow_run: str) -> None:
+        until = (datetime.now(UTC) + timedelta(seconds=SECONDS)).isoformat()
+        details = {"pause_timeout": until, "pause_reschedule": True, "deferred": False, "untrackable_result": False}
+        self.press(flow_run, "PAUSED", "Suspended", state_details=details)
+
+    def resume(self, flow_run: str) -> None:
+        assert self.api.call(f"/flow_runs/{flow_run}/resume", {})["status"] == "ACCEPT"
+
+    def retry(self, flow_run: str) -> None:
+        self.press(flow_run, "SCHEDULED", "AwaitingRetry", message="Retry from the UI")
+
+    def state(self, flow_run: str) -> str:
+        return str(self.flow_run(flow_run)["state_name"])
+
+    def until(self, flow_run: str, state: str) -> None:
+        eventually(lambda: self.state(flow_run) == state, SECONDS)
+
+    def tasks(self, flow_run: str) -> list[tuple[str, str]]:
+        """Stages and the states of their tasks, in the order in which they began."""
+        found = self.api.call("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
+        return [(task["name"].rsplit("-", 1)[0], task["state_name"]) for task in sorted(found, key=_start)]
+
+    def logs(self, flow_run: str) -> str:
+        found = self.api.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}})
+        return "\n".join(line["message"] for line in found)
+
+    def last_sign(self, flow_run: str) -> str:
+        """The last event by which the rule for killed flow runs judges it."""
+        wanted = {"resource": {"id": [f"prefect.flow-run.{flow_run}"]}, "event": {"name": [HEARTBEAT, LEFT]}}
+        found = self.api.call("/events/filter", {"filter": {**wanted, "order": "DESC"}})
+        return str(found["events"][0]["event"])
+
+    def trainers(self) -> list[psutil.Process]:
+        """Processes that train."""
+        return [one for one in of_up(self.shop) if "tasks" in _words(one)]
+
+    def flows(self) -> list[psutil.Process]:
+        """Whatever a served flow run is made of."""
+        return psutil.Process(self.pids()["serving"]).children(recursive=True)
+
+    def record(self, flow_run: str) -> dict[str, Any]:
+        """The only run that is of this flow run."""
+        found = [one for one in self.shop.align("runs", "--json").json if one["flow_run_id"] == flow_run]
+        assert len(found) == 1
+        return dict(found[0])
+
+    def in_mlflow(self, flow_run: str) -> dict[str, str]:
+        """The states there of the run and of those of its stages that it began, by name."""
+        client = MlflowClient(self.first.json["mlflow"]["url"])
+        parent = client.get_run(self.record(flow_run)["mlflow_run_id"])
+        under = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+        children = client.search_runs([parent.info.experiment_id], under)
+        return {"": parent.info.status, **{one.info.run_name: one.info.status for one in children}}
+
+    def until_it_trains(self, uses: str = "sft") -> None:
+        """With something to go on from."""
+        eventually(lambda: self.shop.checkpoints(uses) and self.trainers(), SECONDS)
+
+
+def _start(task: dict[str, Any]) -> str:
+    return str(task["start_time"] or "")
+
+
+def _words(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steered]:
+    folder = tmp_path_factory.mktemp("steered")
+    up = Steered(folder, ALIGN_SLOTS=str(folder / "slots"))
+    yield up
+    up.shop.align("down")
+    for process in of_up(up.shop):  # only if `down` did not
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(up: Steered) -> Callable[[], dict[str, str]]:
+    """Digests by key, of runs in another home that nobody steered; made when they are first asked for."""
+
+    @cache
+    def run() -> dict[str, str]:
+        home = {"ALIGN_HOME": str(up.shop.home.parent / "undisturbed"), "PREFECT_API_URL": up.api.api}
+        words = (f"sft.epochs={LONG}", f"sft.learning_rate={PAUSED}|{RETRIED}", "--until", "sft", "--json")
+        process = up.shop.start("run", TINY, *words, **home)
+        out, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, err
+        return {stage["key"]: stage["digest"] for stage in json.loads(out)["stages"]}
+
+    return run
+
+
+def train(up: Steered, learning_rate: float, **more: Any) -> str:
+    overrides = {"sft.epochs": LONG, "sft.learning_rate": learning_rate}
+    return up.trigger(until="sft", overrides=overrides, **more)
+
+
+def as_undisturbed(up: Steered, flow_run: str, digests: dict[str, str]) -> bool:
+    return all(digests[stage["key"]] == stage["digest"] for stage in up.record(flow_run)["stages"])
+
+
+def test_pause_saves_and_frees_the_machine_and_resume_goes_on_with_what_is_finished_cached(up, undisturbed):
+    flow_run = train(up, PAUSED, execution={"slot": "one"})
+    up.until_it_trains()
+    limit = eventually(lambda: up.api.call(LIMIT), 300)
+    assert limit["limit"] == 1
+    up.pause(flow_run)
+    eventually(lambda: not up.trainers() and not up.flows(), 300)
+    assert up.state(flow_run) == "Suspended" and up.shop.checkpoints("sft")
+    eventually(lambda: dict(up.tasks(flow_run))["sft"] == "Suspended", 60)
+    assert up.in_mlflow(flow_run)["sft"] == up.in_mlflow(flow_run)[""] == "KILLED"
+    eventually(lambda: up.api.call(LIMIT)["active_slots"] == 0, 300)
+    eventually(lambda: "Resume the flow run to go on" in up.logs(flow_run), 300)
+    eventually(lambda: up.last_sign(flow_run) == LEFT, 60)  # else it would be missed, and Crashed
+    assert up.shop.align("sync").status == 0  # which ends runs whose process is gone
+    assert up.state(flow_run) == "Suspended"
+    up.resume(flow_run)
+    up.until(flow_run, "Completed")
+    eventually(lambda: up.tasks(flow_run)[-3:] == FINISHED, 60)
+    eventually(lambda: "sft: going on from checkpoint-" in up.logs(flow_run), 60)
+    assert set(up.in_mlflow(flow_run).values()) == {"FINISHED"}
+    assert as_undisturbed(up, flow_run, undisturbed())
+
+
+def test_retry_of_a_run_that_failed_or_crashed_goes_on_as_the_same_run(up, undisturbed):
+    flow_run = train(up, RETRIED)
+    up.until_it_trains()
+    before = up.record(flow_run)
+    up.trainers()[0].kill()
+    up.until(flow_run, "Failed")
+    assert up.in_mlflow(flow_run)["sft"] == up.in_mlflow(flow_run)[""] == "FAILED"
+    up.retry(flow_run)
+    up.until_it_trains()
+    assert up.in_mlflow(flow_run)[""] == "RUNNING"
+    up.trainers()[0].parent().kill()
+    up.until(flow_run, "Crashed")
+    eventually(lambda: not up.trainers(), 60)
+    up.retry(flow_run)
+    up.until(flow_run, "Completed")
+    after = up.record(flow_run)
+    assert (after["run_id"], after["mlflow_run_id"]) == (before["run_id"], before["mlflow_run_id"])
+    eventually(lambda: up.tasks(flow_run)[-3:] == FINISHED, 60)
+    eventually(lambda: "sft: going on from checkpoint-" in up.logs(flow_run), 60)
+    assert set(up.in_mlflow(flow_run).values()) == {"FINISHED"}
+    assert as_undisturbed(up, flow_run, undisturbed())
+
+
+def test_cancel_ends_the_trainer_within_seconds_and_leaves_a_checkpoint_to_go_on_from(up):
+    flow_run = train(up, CANCELLED)
+    up.until_it_trains()
+    up.cancel(flow_run)
+    eventually(lambda: not up.trainers() and not up.flows(), 120)
+    up.until(flow_run, "Cancelled")
+    assert up.shop.checkpoints("sft")
+    assert up.in_mlflow(flow_run)["sft"] == up.in_mlflow(flow_run)[""] == "KILLED"
+    again = train(up, CANCELLED)
+    up.until(again, "Completed")
+    eventually(lambda: "sft: going on from checkpoint-" in up.logs(again), 60)
+    assert up.in_mlflow(flow_run)["sft"] == "FINISHED"  # under the run that began it
+
+
+def test_runs_with_the_same_slot_take_turns_and_say_for_whom_they_wait(up):
+    words = ("run", TINY, "--exec", "slot=one", "--until", "sft", "--json")
+    first = up.shop.start(*words, f"sft.epochs={LONG}", "sft.learning_rate=0.5e-3")
+    up.until_it_trains()
+    second = up.shop.start(*words, "sft.learning_rate=1.5e-3")
+    said = [process.communicate(timeout=SECONDS)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "sft: waits for the slot 'one', held by run tiny-" in said[1]
+    assert f"stage sft, process {first.pid}" in said[1] and "waits for the slot" not in said[0]

@@ -15,8 +15,11 @@ from mlflow.tracking import MlflowClient
 from artifacts.errors import UserError
 from artifacts.locking import held
 from flows.compare_links import Place
+from flows.servers.asking import Trouble
+from flows.servers.passwords import mlflow_password
 from flows.servers.state import own_mlflow
 
+REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 MARK_TAG = "align.server"
 KEY_TAG, USES_TAG, DIGEST_TAG = "align.key", "align.uses", "align.digest"
 
@@ -45,6 +48,10 @@ class MlflowServer:
                     server.experiment(name)
                 server.name = server._mark()
         except MlflowException as error:
+            if error.error_code in REFUSED:
+                raise UserError(
+                    f"MLflow at {server.uri} {Trouble.PASSWORD} ({_reason(error)}); {mlflow_password().do}"
+                ) from error
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
                 f"MLflow at {server.uri} can't be used: {_reason(error)}; start it, or {without}unset "

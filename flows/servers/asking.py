@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from enum import StrEnum
 from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 from flows.servers.state import MLFLOW, PREFECT, ROLES, Servers
 
+if TYPE_CHECKING:
+    from flows.servers.passwords import Password
+
 TIMEOUT_S = 3.0
+DATABASE_S = 15.0
+"""A server gives its database some time before it says that this is away."""
 POLLED_S = 60.0
 """Prefect itself takes a deployment for not ready when nobody has asked for its runs for so long."""
 _OPENER = build_opener(ProxyHandler({}))  # a proxy of the user's leads elsewhere, never to this machine
 
 
-def ask(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
-    """The text at an address, if it is there."""
-    try:
-        with _OPENER.open(url, timeout=timeout_s) as answer:
-            return str(answer.read(1 << 20).decode(errors="replace"))
-    except (HTTPError, HTTPException, OSError, ValueError):
-        return None
+class Trouble(StrEnum):
+    """Why a server that is there is of no use."""
+
+    PASSWORD = "wants a name and a password, and these are not they"
+    DATABASE = "is there, but can't reach its database"
 
 
-def _ask_json(url: str) -> Any:
+_TROUBLE = {401: Trouble.PASSWORD, 403: Trouble.PASSWORD}
+
+
+def ask(url: str, timeout_s: float = TIMEOUT_S, password: Password | None = None) -> tuple[int | None, str]:
+    """The status and the text at an address; no status if nothing is there."""
     try:
-        return json.loads(ask(url) or "null")
+        with _OPENER.open(Request(url, headers=password.header if password else {}), timeout=timeout_s) as answer:
+            return int(answer.status), str(answer.read(1 << 20).decode(errors="replace"))
+    except HTTPError as error:
+        return error.code, ""
+    except (HTTPException, OSError, ValueError):
+        return None, ""
+
+
+def _ask_json(url: str, password: Password | None = None) -> Any:
+    try:
+        return json.loads(ask(url, password=password)[1] or "null")
     except ValueError:
         return None
 
 
-def prefect_version(server: str) -> str | None:
+def prefect_version(server: str, password: Password | None = None) -> str | None:
     """The version of the Prefect server at an address without `/api`."""
-    found = _ask_json(f"{server}/api/admin/version")
+    found = _ask_json(f"{server}/api/admin/version", password)
     return found if isinstance(found, str) else None
 
 
@@ -45,12 +63,27 @@ def prefect_ui_api(server: str) -> str | None:
     return found.get("api_url") if isinstance(found, dict) else None
 
 
-def mlflow_version(server: str) -> str | None:
+def prefect_trouble(server: str, password: Password | None = None) -> Trouble | None:
+    """What keeps a Prefect server that is there from answering us."""
+    if (trouble := _TROUBLE.get(ask(f"{server}/api/admin/version", password=password)[0] or 0)) is not None:
+        return trouble
+    return Trouble.DATABASE if ask(f"{server}/api/ready", DATABASE_S)[0] in (500, 503) else None
+
+
+def mlflow_version(server: str, password: Password | None = None) -> str | None:
     """The version of the MLflow server at an address."""
-    if (ask(f"{server}/health") or "").strip() != "OK":
+    if ask(f"{server}/health")[1].strip() != "OK":
         return None
-    found = (ask(f"{server}/version") or "").strip()
+    found = ask(f"{server}/version", password=password)[1].strip()
     return found if found[:1].isdecimal() else None
+
+
+def mlflow_trouble(server: str, password: Password | None = None) -> Trouble | None:
+    """What keeps an MLflow server that is there from answering us."""
+    if ask(f"{server}/health")[1].strip() != "OK":
+        return None
+    status, _ = ask(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=0", DATABASE_S, password)
+    return Trouble.DATABASE if status in (500, 503) else _TROUBLE.get(status or 0)
 
 
 def deployment(servers: Servers, name: str = "align/align") -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.deploy
 LOG = logging.getLogger("deploy")
 HEARTBEAT_S = "30"  # as often as Prefect lets it: a killed run is Crashed after four that are missing
 WORDS = {"recipe": "pipelines/tiny.yaml", "until": "sft"}
-LONG = {"overrides": {"sft.epochs": 40}, "execution": {"save_interval": 20, "threads": 1}}
+LONG = {"overrides": {"sft.epochs": 30}, "execution": {"save_interval": 20, "threads": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,11 @@ def sft_run(tracking: MlflowClient) -> str | None:
 
 
 def saved(tracking: MlflowClient) -> list[str]:
-    """Checkpoints of SFT that another machine could fetch."""
-    run = sft_run(tracking)
-    return [each.path for each in tracking.list_artifacts(run, "checkpoints") if each.is_dir] if run else []
+    """Checkpoints of SFT that another machine could fetch: whole ones."""
+    if (run := sft_run(tracking)) is None:
+        return []
+    folders = [each.path for each in tracking.list_artifacts(run, "checkpoints") if each.is_dir]
+    return [path for path in folders if f"{path}/manifest.json" in {e.path for e in tracking.list_artifacts(run, path)}]
 
 
 def result(home: Path) -> Manifest | None:
@@ -115,8 +117,9 @@ def test_a_worker_dies_and_another_machine_ends_its_run_with_the_same_bytes(team
     assert sft_run(tracking) == run and tracking.get_run(run).info.status == "FINISHED"
     ended = result(team.folder / "second/align")
     undisturbed = Shop(team.folder / "undisturbed")
-    words = ["sft.epochs=40", "--exec", "save_interval=20", "--exec", "threads=1", "--until", "sft", "--json"]
-    answer = align(undisturbed, "run", "pipelines/tiny.yaml", *words, **asking(team))
+    words = [f"{name}={value}" for name, value in LONG["overrides"].items()]
+    words += [word for name, value in LONG["execution"].items() for word in ("--exec", f"{name}={value}")]
+    answer = align(undisturbed, "run", WORDS["recipe"], *words, "--until", "sft", "--json", **asking(team))
     assert answer.status == 0, answer.err
     assert ended is not None and ended.digest == answer.stage("sft")["digest"]
     LOG.info(f"digest {ended.digest[:16]} as undisturbed; MLflow run {run} as before")

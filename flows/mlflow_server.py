@@ -49,9 +49,7 @@ class MlflowServer:
                 server.name = server._mark()
         except MlflowException as error:
             if error.error_code in REFUSED:
-                raise UserError(
-                    f"MLflow at {server.uri} {Trouble.PASSWORD} ({_reason(error)}); {mlflow_password().do}"
-                ) from error
+                raise UserError(f"MLflow at {server.uri} {Trouble.PASSWORD}; {mlflow_password().do}") from error
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
                 f"MLflow at {server.uri} can't be used: {_reason(error)}; start it, or {without}unset "

@@ -129,15 +129,18 @@ class Native:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def kill(self, name: str) -> list[psutil.Process]:
-        """`kill -9` of a service and of what it started, as when its machine dies, but for trainers; gives these."""
+    def trainers(self, name: str) -> list[psutil.Process]:
+        """The processes that train for a worker."""
+        family = psutil.Process(self.running[name].pid).children(recursive=True)
+        return [each for each in family if "tasks" in each.cmdline()]
+
+    def kill(self, name: str) -> None:
+        """`kill -9` of a service and of what it started, but for trainers, which see to that themselves."""
+        trainers = self.trainers(name)
         leader = psutil.Process(self.running.pop(name).pid)
-        family = leader.children(recursive=True)
-        trainers = [each for each in family if "tasks" in each.cmdline()]
-        for process in [leader, *(each for each in family if each not in trainers)]:
+        for process in [leader, *(each for each in leader.children(recursive=True) if each not in trainers)]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        return trainers
 
     def down(self) -> None:
         for process in reversed(self.running.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.deploy
 LOG = logging.getLogger("deploy")
 HEARTBEAT_S = "30"  # as often as Prefect lets it: a killed run is Crashed after four that are missing
 WORDS = {"recipe": "pipelines/tiny.yaml", "until": "sft"}
-LONG = {"overrides": {"sft.epochs": 30}, "execution": {"save_interval": 20, "threads": 1}}
+LONG = {"overrides": {"sft.epochs": 32}, "execution": {"save_interval": 20, "threads": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +97,33 @@ def result(home: Path) -> Manifest | None:
     return Manifest.read(found[0].parent) if found else None
 
 
+def stopped_amid_sft(team: Native, name: str) -> list[psutil.Process]:
+    """A worker's trainers, held once SFT has saved, so that there is time to look."""
+    eventually(
+        lambda: list((team.folder / name / "align/drafts").glob("sft-*/work/checkpoint-*/manifest.json")), "SFT saves"
+    )
+    trainers = team.trainers(name)
+    for each in trainers:
+        each.suspend()
+    return trainers
+
+
 def test_a_worker_dies_and_another_machine_ends_its_run_with_the_same_bytes(team, tracking):
+    words = [f"{name}={value}" for name, value in LONG["overrides"].items()]
+    words += [word for name, value in LONG["execution"].items() for word in ("--exec", f"{name}={value}")]
+    words = ["run", WORDS["recipe"], *words, "--until", WORDS["until"], "--json"]
+    undisturbed = Shop(team.folder / "undisturbed").start(*words, **asking(team))
     team.start("worker", "first")
     flow_run = trigger(team, **LONG)
     LOG.info("triggered through the API")
-    eventually(lambda: saved(tracking), "MLflow has a checkpoint")
-    trainers = team.kill("first")
-    LOG.info(f"killed the worker and its flow process; MLflow had {saved(tracking)}")
+    trainers = stopped_amid_sft(team, "first")
+    checkpoints = eventually(lambda: saved(tracking), "MLflow has a whole checkpoint")
+    team.kill("first")
+    for each in trainers:
+        each.resume()  # to find that its flow is gone
+    LOG.info(f"killed the worker and its flow process; MLflow had {checkpoints}")
     assert trainers and result(team.folder / "first/align") is None
-    eventually(lambda: not any(map(psutil.pid_exists, [each.pid for each in trainers])), "the trainer is gone", 60)
+    eventually(lambda: not any(each.is_running() for each in trainers), "the trainer is gone", 60)
     assert state(team, flow_run)["name"] == "Running"
     run = sft_run(tracking)
     team.start("worker", "second")
@@ -116,12 +135,8 @@ def test_a_worker_dies_and_another_machine_ends_its_run_with_the_same_bytes(team
     LOG.info(next(line for line in logs(team, flow_run).splitlines() if "goes on from checkpoint-" in line))
     assert sft_run(tracking) == run and tracking.get_run(run).info.status == "FINISHED"
     ended = result(team.folder / "second/align")
-    undisturbed = Shop(team.folder / "undisturbed")
-    words = [f"{name}={value}" for name, value in LONG["overrides"].items()]
-    words += [word for name, value in LONG["execution"].items() for word in ("--exec", f"{name}={value}")]
-    answer = align(undisturbed, "run", WORDS["recipe"], *words, "--until", "sft", "--json", **asking(team))
-    assert answer.status == 0, answer.err
-    assert ended is not None and ended.digest == answer.stage("sft")["digest"]
+    whole = json.loads(undisturbed.communicate(timeout=PATIENCE_S)[0])["stages"][-1]
+    assert ended is not None and (whole["name"], whole["digest"]) == ("sft", ended.digest)
     LOG.info(f"digest {ended.digest[:16]} as undisturbed; MLflow run {run} as before")
 
 

@@ -159,8 +159,12 @@ def test_a_schedule_that_is_switched_on_makes_runs(team):
     where = f"/deployments/{deployment(team)['id']}/schedules/{schedule['id']}"
     team.call(where, {"active": True}, "PATCH")
     waiting = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-    runs = eventually(lambda: team.call("/flow_runs/filter", waiting), "scheduled runs", 300)
-    assert all(run["auto_scheduled"] for run in runs)
+
+    def made() -> list[dict[str, Any]]:
+        return [run for run in team.call("/flow_runs/filter", waiting) if run["auto_scheduled"]]
+
+    runs = eventually(made, "scheduled runs", 300)
+    assert {run["deployment_id"] for run in runs} == {deployment(team)["id"]}
     team.call(where, {"active": False}, "PATCH")
 
 

@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRL := .venv-trl
 
-.PHONY: quickstart test check proofs pages faults bench-ppo lora-sizes clean data constraints
+.PHONY: quickstart test check deploy-test proofs pages faults bench-ppo lora-sizes clean data constraints
 
 quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
 
 test: $(READY)  ## all tests but the slow proofs
-	$(BIN)/python -m pytest -q -m "not slow and not pages" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not pages and not deploy" -n 2 --dist loadfile
+
+deploy-test: $(READY)  ## deploy/compose.yaml without containers, a worker killed; wants apt-get install postgresql
+	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO
 
 proofs: $(READY) $(TRL)/.ready  ## the slow tests: the quickstart's real weights, known optima, TRL's functions
 	$(BIN)/python -m pytest -q -m slow

@@ -17,8 +17,11 @@ from artifacts.errors import UserError
 from artifacts.locking import held
 from flows.addresses import reason, without_secrets
 from flows.compare_links import Place
+from flows.servers.asking import Trouble
+from flows.servers.passwords import mlflow_password
 from flows.servers.state import own_mlflow
 
+REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 MARK_TAG = "align.server"
 KEY_TAG, USES_TAG, DIGEST_TAG = "align.key", "align.uses", "align.digest"
 
@@ -49,6 +52,8 @@ class MlflowServer:
                     server.experiment(name)
                 server.name = server._mark()
         except MlflowException as error:
+            if error.error_code in REFUSED:
+                raise UserError(f"MLflow at {server.uri} {Trouble.PASSWORD}; {mlflow_password().do}") from error
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
                 f"MLflow at {server.shown} can't be used: {reason(error)}; start it, or {without}unset "

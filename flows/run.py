@@ -99,13 +99,27 @@ def _without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignErr
 
     said = without_secrets(str(error))
     if watcher.run_id is None:
-        return UserError(f"Prefect can't be reached: {said}; start its server, or unset PREFECT_API_URL")
+        return UserError(_why_not(error))
     facts = RunFolder(home, watcher.run_id).facts
     if facts is None or facts["status"] == "RUNNING":
         return StageError(f"Prefect went away: {said}; run the same command again to go on")
     watcher.line("prefect", "went away and has not heard how the run ended; `align sync` tells it")
     failed = [stage for stage in find_record(home, watcher.run_id).stages if stage["status"] == "failed"]
     return StageError("\n".join(stage["error"] for stage in failed)) if failed else None
+
+
+def _why_not(error: Exception) -> str:
+    """Why Prefect can't be used, in words that say what to do."""
+    from flows.servers import asking
+    from flows.servers.passwords import prefect_password
+    from flows.servers.state import named_prefect
+
+    server, password = (named_prefect() or "").rstrip("/").removesuffix("/api"), prefect_password()
+    trouble = asking.prefect_trouble(server, password) if server else None
+    if trouble is None:
+        return f"Prefect can't be reached: {without_secrets(str(error))}; start its server, or unset PREFECT_API_URL"
+    do = password.do if trouble == asking.Trouble.PASSWORD else "see to that server"
+    return f"Prefect at {without_secrets(server)} {trouble}; {do}, or unset PREFECT_API_URL"
 
 
 def _as_ctrl_c(number: int, frame: object) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from base64 import b64encode
 from datetime import UTC, datetime
+from enum import StrEnum
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
@@ -13,42 +12,55 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 from flows.addresses import without_secrets
-from flows.servers.state import MLFLOW, PASSWORD, PREFECT, ROLES, SERVER_PASSWORD, Servers
+from flows.servers.passwords import Password, basic, prefect_password
+from flows.servers.state import MLFLOW, PREFECT, ROLES, Servers
 
 TIMEOUT_S = 3.0
+DATABASE_S = 15.0
+"""A server gives its database some time before it says that this is away."""
 POLLED_S = 60.0
 """Prefect itself takes a deployment for not ready when nobody has asked for its runs for so long."""
 _OPENER = build_opener(ProxyHandler({}))  # a proxy of the user's leads elsewhere, never to this machine
 
 
-def ask(url: str, timeout_s: float = TIMEOUT_S, password: str | None = None) -> str | None:
-    """The text at an address, if it is there; `password` is `user:password`, for a server that is known."""
+class Trouble(StrEnum):
+    """Why a server that is there is of no use."""
+
+    PASSWORD = "wants a name and a password, and these are not they"
+    DATABASE = "is there, but can't reach its database"
+
+
+_TROUBLE = {401: Trouble.PASSWORD, 403: Trouble.PASSWORD}
+
+
+def ask(url: str, timeout_s: float = TIMEOUT_S, password: Password | None = None) -> tuple[int | None, str]:
+    """The status and the text at an address; no status if nothing is there.
+
+    Who an address itself names is told too, and nobody else; `password` is for a server that is known.
+    """
     parts = urlsplit(url)
+    headers = password.header if password else {}
     if parts.username is not None:
-        url, password = without_secrets(url), f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    headers = {"Authorization": f"Basic {b64encode(password.encode()).decode()}"} if password else {}
+        url, headers = without_secrets(url), basic(f"{unquote(parts.username)}:{unquote(parts.password or '')}")
     try:
         with _OPENER.open(Request(url, headers=headers), timeout=timeout_s) as answer:
-            return str(answer.read(1 << 20).decode(errors="replace"))
-    except (HTTPError, HTTPException, OSError, ValueError):
-        return None
+            return int(answer.status), str(answer.read(1 << 20).decode(errors="replace"))
+    except HTTPError as error:
+        return error.code, ""
+    except (HTTPException, OSError, ValueError):
+        return None, ""
 
 
-def _ask_json(url: str, password: str | None = None) -> Any:
+def _ask_json(url: str, password: Password | None = None) -> Any:
     try:
-        return json.loads(ask(url, password=password) or "null")
+        return json.loads(ask(url, password=password)[1] or "null")
     except ValueError:
         return None
 
 
-def _password() -> str | None:
-    """What the environment says of the Prefect server that is used; nobody else is told."""
-    return os.environ.get(PASSWORD) or os.environ.get(SERVER_PASSWORD)
-
-
-def prefect_version(server: str, *, used: bool = False) -> str | None:
-    """The version of the Prefect server at an address without `/api`, which may be the one that is used."""
-    found = _ask_json(f"{server}/api/admin/version", _password() if used else None)
+def prefect_version(server: str, password: Password | None = None) -> str | None:
+    """The version of the Prefect server at an address without `/api`."""
+    found = _ask_json(f"{server}/api/admin/version", password)
     return found if isinstance(found, str) else None
 
 
@@ -58,17 +70,32 @@ def prefect_ui_api(server: str) -> str | None:
     return found.get("api_url") if isinstance(found, dict) else None
 
 
-def mlflow_version(server: str) -> str | None:
+def prefect_trouble(server: str, password: Password | None = None) -> Trouble | None:
+    """What keeps a Prefect server that is there from answering us."""
+    if (trouble := _TROUBLE.get(ask(f"{server}/api/admin/version", password=password)[0] or 0)) is not None:
+        return trouble
+    return Trouble.DATABASE if ask(f"{server}/api/ready", DATABASE_S)[0] in (500, 503) else None
+
+
+def mlflow_version(server: str, password: Password | None = None) -> str | None:
     """The version of the MLflow server at an address."""
-    if (ask(f"{server}/health") or "").strip() != "OK":
+    if ask(f"{server}/health")[1].strip() != "OK":
         return None
-    found = (ask(f"{server}/version") or "").strip()
+    found = ask(f"{server}/version", password=password)[1].strip()
     return found if found[:1].isdecimal() else None
+
+
+def mlflow_trouble(server: str, password: Password | None = None) -> Trouble | None:
+    """What keeps an MLflow server that is there from answering us."""
+    if ask(f"{server}/health")[1].strip() != "OK":
+        return None
+    status, _ = ask(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=0", DATABASE_S, password)
+    return Trouble.DATABASE if status in (500, 503) else _TROUBLE.get(status or 0)
 
 
 def deployment(servers: Servers, name: str = "align/align") -> dict[str, Any] | None:
     """A deployment as Prefect knows it."""
-    found = _ask_json(f"{servers.prefect_api}/deployments/name/{name}", _password())
+    found = _ask_json(f"{servers.prefect_api}/deployments/name/{name}", prefect_password())
     return found if isinstance(found, dict) and "id" in found else None
 
 

@@ -15,6 +15,7 @@ from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT, who_has
 from flows.servers.commands import ui_api
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 from flows.servers.machine_checks import PROJECT
+from flows.servers.passwords import Password, mlflow_password, prefect_password
 from flows.servers.state import LOOPBACK, MLFLOW, PREFECT, ROLES, Servers, log_of, named_prefect
 
 AGAIN = "`align up` starts it again"
@@ -44,9 +45,12 @@ def up_found(home: Path) -> Iterator[Finding]:
             yield Finding("servers", OK, f"deployments are served, with recipes from {servers.folder}")
 
 
-def prefect_found(server: str, ui_wanted: str, do: str) -> Iterator[Finding]:
-    """A Prefect server: its version, and where its pages look for its API."""
-    version, server = asking.prefect_version(server, used=True), without_secrets(server)
+def prefect_found(server: str, ui_wanted: str, do: str, password: Password | None = None) -> Iterator[Finding]:
+    """A Prefect server: its version, whether it lets us in, and where its pages look for its API."""
+    if (trouble := asking.prefect_trouble(server, password)) is not None:
+        yield _trouble("Prefect", without_secrets(server), trouble, password)
+        return
+    version, server = asking.prefect_version(server, password), without_secrets(server)
     if version is None:
         yield Finding("servers", BROKEN, f"Prefect does not answer at {server}", do)
         return
@@ -59,12 +63,22 @@ def prefect_found(server: str, ui_wanted: str, do: str) -> Iterator[Finding]:
                   f"start that server again with PREFECT_UI_API_URL={ui_wanted}, or use `align up`")  # fmt: skip
 
 
-def mlflow_found(server: str, do: str) -> Iterator[Finding]:
-    version, server = asking.mlflow_version(server), without_secrets(server)
+def mlflow_found(server: str, do: str, password: Password | None = None) -> Iterator[Finding]:
+    """An MLflow server: its version, and whether it lets us in."""
+    if (trouble := asking.mlflow_trouble(server, password)) is not None:
+        yield _trouble("MLflow", without_secrets(server), trouble, password)
+        return
+    version, server = asking.mlflow_version(server, password), without_secrets(server)
     if version is None:
         yield Finding("servers", BROKEN, f"MLflow does not answer at {server}", do)
     else:
         yield _version("mlflow", "MLflow", server, version, do)
+
+
+def _trouble(name: str, server: str, trouble: asking.Trouble, password: Password | None) -> Finding:
+    own = trouble == asking.Trouble.PASSWORD and password is not None
+    do = password.do if own and password else "see to that server: its log says more"
+    return Finding("servers", BROKEN, f"{name} at {server} {trouble}", do)
 
 
 def _version(package: str, name: str, server: str, version: str, do: str) -> Finding:
@@ -85,9 +99,9 @@ def named_found(home: Path) -> Iterator[Finding]:
     prefect, mlflow = named_prefect() or "", os.environ.get("MLFLOW_TRACKING_URI", "")
     if prefect.startswith("http") and prefect.rstrip("/") not in own:
         server = prefect.rstrip("/").removesuffix("/api")
-        yield from prefect_found(server, f"{server}/api", "start it, or unset PREFECT_API_URL")
+        yield from prefect_found(server, f"{server}/api", "start it, or unset PREFECT_API_URL", prefect_password())
     if mlflow.startswith("http") and mlflow.rstrip("/") not in own:
-        yield from mlflow_found(mlflow.rstrip("/"), "start it, or unset MLFLOW_TRACKING_URI")
+        yield from mlflow_found(mlflow.rstrip("/"), "start it, or unset MLFLOW_TRACKING_URI", mlflow_password())
 
 
 def ports_found(home: Path) -> Iterator[Finding]:

@@ -130,14 +130,19 @@ def use_servers(home: Path) -> None:
 
 def named_prefect() -> str | None:
     """The Prefect server that the environment names, or else the active profile of Prefect's own settings."""
-    if "PREFECT_API_URL" in os.environ:
-        return os.environ["PREFECT_API_URL"]
+    return prefect_setting("PREFECT_API_URL")
+
+
+def prefect_setting(name: str) -> str | None:
+    """A setting of Prefect's as the environment, or else the active profile, has it."""
+    if name in os.environ:
+        return os.environ[name]
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     try:
         with Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").open("rb") as file:
             found = tomllib.load(file)
         active = os.environ.get("PREFECT_PROFILE") or found.get("active", "")
-        named = found.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+        value = found.get("profiles", {}).get(active, {}).get(name)
     except (OSError, ValueError, AttributeError):  # no such file; Prefect itself complains of one that it can't read
         return None
-    return None if named is None else str(named)
+    return None if value is None else str(value)

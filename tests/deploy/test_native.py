@@ -1,0 +1,230 @@
+"""A team's deployment, for real but for containers: made, triggered, killed, gone on with elsewhere, refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from artifacts.manifest import Manifest
+from flows.deployed import code_version
+from tests.deploy.native import ENVIRONMENT, PATIENCE_S, Native, eventually
+from tests.e2e.conftest import Answer, Shop
+
+pytestmark = pytest.mark.deploy
+LOG = logging.getLogger("deploy")
+HEARTBEAT_S = "30"  # as often as Prefect lets it: a killed run is Crashed after four that are missing
+WORDS = {"recipe": "pipelines/tiny.yaml", "until": "sft"}
+LONG = {"overrides": {"sft.epochs": 32}, "execution": {"save_interval": 20, "threads": 1}}
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Native]:
+    team = Native(tmp_path_factory.mktemp("team"))
+    for service in team.services.values():
+        if "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in service.get("environment", {}):
+            service["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = HEARTBEAT_S
+    try:
+        team.up()
+        LOG.info("up: PostgreSQL, object store, MLflow and Prefect with passwords; deployed")
+        yield team
+    finally:
+        team.down()
+
+
+@pytest.fixture(scope="module")
+def tracking(team: Native) -> Iterator[MlflowClient]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", ENVIRONMENT["MLFLOW_ADMIN_USERNAME"])
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", ENVIRONMENT["MLFLOW_ADMIN_PASSWORD"])
+        yield MlflowClient(team.mlflow)
+
+
+def deployment(team: Native) -> dict[str, Any]:
+    return team.call("/deployments/name/align/align")
+
+
+def trigger(team: Native, **parameters: Any) -> str:
+    """As the button in Prefect's pages does it."""
+    body = {"parameters": {**WORDS, **parameters}, "state": {"type": "SCHEDULED"}}
+    return str(team.call(f"/deployments/{deployment(team)['id']}/create_flow_run", body)["id"])
+
+
+def state(team: Native, flow_run: str) -> dict[str, Any]:
+    return team.call(f"/flow_runs/{flow_run}")["state"]
+
+
+def reaches(team: Native, flow_run: str, name: str) -> dict[str, Any]:
+    def reached() -> dict[str, Any] | None:
+        found = state(team, flow_run)
+        assert found["name"] == name or found["type"] != "FAILED", found
+        return found if found["name"] == name else None
+
+    found = eventually(reached, f"the flow run is {name}")
+    LOG.info(f"the flow run is {name}: {found['message']}")
+    return found
+
+
+def logs(team: Native, flow_run: str) -> str:
+    found = team.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200})
+    return "\n".join(line["message"] for line in found)
+
+
+def sft_run(tracking: MlflowClient) -> str | None:
+    experiments = [each.experiment_id for each in tracking.search_experiments()]
+    found = tracking.search_runs(experiments, "tags.`align.uses` = 'sft'")
+    return found[0].info.run_id if found else None
+
+
+def saved(tracking: MlflowClient) -> list[str]:
+    """Checkpoints of SFT that another machine could fetch: whole ones."""
+    if (run := sft_run(tracking)) is None:
+        return []
+    folders = [each.path for each in tracking.list_artifacts(run, "checkpoints") if each.is_dir]
+    return [path for path in folders if f"{path}/manifest.json" in {e.path for e in tracking.list_artifacts(run, path)}]
+
+
+def result(home: Path) -> Manifest | None:
+    found = list((home / "store").glob("sft-*/manifest.json"))
+    return Manifest.read(found[0].parent) if found else None
+
+
+def stopped_amid_sft(team: Native, name: str) -> list[psutil.Process]:
+    """A worker's trainers, held once SFT has saved, so that there is time to look."""
+    eventually(
+        lambda: list((team.folder / name / "align/drafts").glob("sft-*/work/checkpoint-*/manifest.json")), "SFT saves"
+    )
+    trainers = team.trainers(name)
+    for each in trainers:
+        each.suspend()
+    return trainers
+
+
+def test_a_worker_dies_and_another_machine_ends_its_run_with_the_same_bytes(team, tracking):
+    words = [f"{name}={value}" for name, value in LONG["overrides"].items()]
+    words += [word for name, value in LONG["execution"].items() for word in ("--exec", f"{name}={value}")]
+    words = ["run", WORDS["recipe"], *words, "--until", WORDS["until"], "--json"]
+    undisturbed = Shop(team.folder / "undisturbed").start(*words, **asking(team))
+    team.start("worker", "first")
+    flow_run = trigger(team, **LONG)
+    LOG.info("triggered through the API")
+    trainers = stopped_amid_sft(team, "first")
+    checkpoints = eventually(lambda: saved(tracking), "MLflow has a whole checkpoint")
+    team.kill("first")
+    for each in trainers:
+        each.resume()  # to find that its flow is gone
+    LOG.info(f"killed the worker and its flow process; MLflow had {checkpoints}")
+    assert trainers and result(team.folder / "first/align") is None
+    eventually(lambda: not any(each.is_running() for each in trainers), "the trainer is gone", 60)
+    assert state(team, flow_run)["name"] == "Running"
+    run = sft_run(tracking)
+    team.start("worker", "second")
+    assert "its process was killed" in reaches(team, flow_run, "Crashed")["message"]
+    retry = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+    team.call(f"/flow_runs/{flow_run}/set_state", {"state": retry, "force": True})
+    reaches(team, flow_run, "Completed")
+    eventually(lambda: "goes on from checkpoint-" in logs(team, flow_run), "what it logged", 60)
+    LOG.info(next(line for line in logs(team, flow_run).splitlines() if "goes on from checkpoint-" in line))
+    assert sft_run(tracking) == run and tracking.get_run(run).info.status == "FINISHED"
+    ended = result(team.folder / "second/align")
+    whole = json.loads(undisturbed.communicate(timeout=PATIENCE_S)[0])["stages"][-1]
+    assert ended is not None and (whole["name"], whole["digest"]) == ("sft", ended.digest)
+    LOG.info(f"digest {ended.digest[:16]} as undisturbed; MLflow run {run} as before")
+
+
+def align(shop: Shop, *words: str, **environment: str) -> Answer:
+    """The command of somebody at another machine."""
+    process = shop.start(*words, **environment)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert "Traceback" not in err, err
+    return Answer(process.returncode, out, err)
+
+
+def asking(team: Native, **other: str) -> dict[str, str]:
+    """The variables of somebody who has the passwords."""
+    return {"PREFECT_API_URL": team.api, "PREFECT_API_AUTH_STRING": ENVIRONMENT["PREFECT_AUTH_STRING"], **other}
+
+
+def test_a_schedule_that_is_switched_on_makes_runs(team):
+    (schedule,) = deployment(team)["schedules"]
+    assert schedule["slug"] == "weekly" and not schedule["active"]
+    where = f"/deployments/{deployment(team)['id']}/schedules/{schedule['id']}"
+    team.call(where, {"active": True}, "PATCH")
+    waiting = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+
+    def made() -> list[dict[str, Any]]:
+        return [run for run in team.call("/flow_runs/filter", waiting) if run["auto_scheduled"]]
+
+    runs = eventually(made, "scheduled runs", 300)
+    assert {run["deployment_id"] for run in runs} == {deployment(team)["id"]}
+    team.call(where, {"active": False}, "PATCH")
+
+
+def test_a_deployment_that_other_code_made_is_refused_by_name(team):
+    assert deployment(team)["version"] == code_version()
+    if "second" not in team.running:
+        team.start("worker", "second")
+    other = "alignflow 0.0.1+000000000000"
+    team.call(f"/deployments/{deployment(team)['id']}", {"version": other}, "PATCH")
+    flow_run = trigger(team)
+    eventually(lambda: state(team, flow_run)["type"] == "FAILED", "the flow run has failed")
+    message = state(team, flow_run)["message"]
+    LOG.info(message)
+    assert f"the deployment was made by {other}, this worker has {code_version()}" in message
+
+
+WRONG = {"PREFECT_API_AUTH_STRING": "team:wrong"}
+
+
+def test_a_wrong_auth_string_is_named_by_run_and_doctor(team, tmp_path):
+    shop = Shop(tmp_path)
+    answer = align(shop, "run", "pipelines/tiny.yaml", **asking(team, **WRONG))
+    LOG.info((answer.err.splitlines() or [""])[-1])
+    assert answer.status == 2 and "PREFECT_API_AUTH_STRING" in answer.err
+    found = align(shop, "doctor", **asking(team, **WRONG))
+    assert found.status == 1 and "PREFECT_API_AUTH_STRING" in found.out and "does not answer" not in found.out
+    right = align(shop, "doctor", **asking(team))
+    assert right.status == 0, right.out
+
+
+def test_a_wrong_password_for_mlflow_is_named_by_run_and_doctor(team, tmp_path):
+    shop, name = Shop(tmp_path), ENVIRONMENT["MLFLOW_ADMIN_USERNAME"]
+    given = {"MLFLOW_TRACKING_URI": team.mlflow, "MLFLOW_TRACKING_USERNAME": name}
+    wrong = {**asking(team), **given, "MLFLOW_TRACKING_PASSWORD": "wrong"}
+    answer = align(shop, "run", "pipelines/tiny.yaml", **wrong)
+    LOG.info((answer.err.splitlines() or [""])[-1])
+    assert answer.status == 2 and "MLFLOW_TRACKING_PASSWORD" in answer.err
+    found = align(shop, "doctor", **wrong)
+    assert found.status == 1 and "MLFLOW_TRACKING_PASSWORD" in found.out
+    right = {**wrong, "MLFLOW_TRACKING_PASSWORD": ENVIRONMENT["MLFLOW_ADMIN_PASSWORD"]}
+    assert align(shop, "doctor", **right).status == 0
+
+
+def test_a_worker_with_a_wrong_auth_string_says_so_and_ends(team):
+    process = team.start("worker", "stranger", **WRONG)
+    try:
+        assert process.wait(PATIENCE_S) != 0
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, 9)
+        raise
+    finally:
+        team.running.pop("stranger", None)
+    assert "401" in team.log("stranger").read_text()
+
+
+def test_a_database_that_went_away_is_named(team, tmp_path):
+    team.kill("postgres")
+    shop = Shop(tmp_path)
+    answer = align(shop, "run", "pipelines/tiny.yaml", **asking(team))
+    LOG.info((answer.err.splitlines() or [""])[-1])
+    assert answer.status == 2 and "Prefect" in answer.err and "database" in answer.err
+    found = align(shop, "doctor", **asking(team))
+    assert found.status == 1 and "database" in found.out

@@ -210,7 +210,7 @@ def test_cancel_ends_the_trainer_within_seconds_and_leaves_a_checkpoint_to_go_on
 def test_runs_with_the_same_slot_take_turns_and_say_for_whom_they_wait(up):
     words = ("run", TINY, "--exec", "slot=one", "--until", "sft", "--json")
     first = up.shop.start(*words, f"sft.epochs={LONG}", "sft.learning_rate=0.5e-3")
-    up.until_it_trains()
+    eventually(lambda: up.shop.checkpoints("sft"), SECONDS)
     second = up.shop.start(*words, "sft.learning_rate=1.5e-3")
     said = [process.communicate(timeout=SECONDS)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)

@@ -17,7 +17,7 @@ from flows.execute import Waiting
 from flows.lost import _end
 from flows.planning import Wanted, plan_of
 from flows.records import RunRecord, run_id_for
-from flows.tracked_run import TrackedRun
+from flows.tracked_run import Origin, TrackedRun
 from flows.tracking import Tracker
 from flows.watch import Watcher
 from pipelines.plan import Plan
@@ -40,7 +40,7 @@ def plan(store: Store, write_recipe) -> Plan:
 def attempt(store: Store, plan: Plan, status: str) -> str:
     """One process's part of the flow run."""
     run_id = run_id_for(store.home, plan.recipe.name, FLOW_RUN)
-    tracker = Tracker.begin(store, plan, run_id, FLOW_RUN, Watcher(), offline=False)
+    tracker = Tracker.begin(store, plan, run_id, Origin(FLOW_RUN), Watcher(), offline=False)
     record = RunRecord.of(plan, run_id, FLOW_RUN, tracker, {})
     record.save(store.home)
     client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
@@ -79,7 +79,7 @@ def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, p
         said.append(time.monotonic())
         process.kill()
 
-    run.begin(plan, FLOW_RUN, waiting)
+    run.begin(plan, Origin(FLOW_RUN), waiting)
     process.communicate()
     assert said and run.live()
 

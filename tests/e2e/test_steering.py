@@ -140,7 +140,7 @@ def undisturbed(up: Steered) -> Callable[[], dict[str, str]]:
 
 def train(up: Steered, learning_rate: float, **more: Any) -> str:
     overrides = {"sft.epochs": LONG, "sft.learning_rate": learning_rate}
-    return up.trigger(until="sft", overrides=overrides, **more)
+    return up.trigger("align", recipe=TINY, until="sft", overrides=overrides, **more)
 
 
 def as_undisturbed(up: Steered, flow_run: str, digests: dict[str, str]) -> bool:

@@ -16,10 +16,12 @@ RAN_AFTER_DPO = {"dpo", "merge", "eval_dpo"}
 
 def test_the_first_run_makes_every_stage_and_says_so(first, shop):
     assert set(first.statuses.values()) == {"ran"}
-    assert set(first.json) == {"recipe", "run_id", "flow_run_id", "mlflow_run_id", "stages"}
+    assert set(first.json) == {
+        "recipe", "run_id", "flow_run_id", "mlflow_run_id", "stages", "status", "started", "seconds", "tokens"
+    }  # fmt: skip
     for stage in first.json["stages"]:
         assert set(stage) == {
-            "name", "uses", "key", "status", "seconds", "path", "digest", "metrics", "mlflow_run_id", "error"
+            "name", "uses", "key", "status", "seconds", "path", "digest", "metrics", "mlflow_run_id", "error", "inputs"
         }  # fmt: skip
         assert Path(stage["path"]).is_relative_to(shop.home) and stage["error"] is None
         assert stage["metrics"]["cost/seconds"] > 0 and len(stage["mlflow_run_id"]) == 32

@@ -201,7 +201,7 @@ def test_the_deployment_reads_nothing_but_what_ships_unless_it_was_told(up):
         {"overrides": {"instructions.source": "/etc/gone"}},
         {"overrides": {"name": "../x"}},
     )
-    runs = [up.trigger(**parameters) for parameters in asked]
+    runs = [up.trigger("align", **{"recipe": TINY, **parameters}) for parameters in asked]
     for flow_run in runs:
         eventually(lambda flow_run=flow_run: up.flow_run(flow_run)["state_name"] == "Failed", 120)
     said = [up.flow_run(flow_run)["state"]["message"] for flow_run in runs]

@@ -38,6 +38,7 @@ class Pages:
 
     def open_deployment(self, name: str) -> None:
         self.page.goto(f"{self.prefect}/deployments")
+        self.page.get_by_placeholder("Search deployments").fill(name)  # a page of them has ten
         self.page.get_by_role("link", name=name, exact=True).first.click()
         expect(self.seen.button("Run")).to_be_visible()
 

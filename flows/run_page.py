@@ -105,7 +105,7 @@ class OnPage(Watcher):
 
     def __init__(self, inner: Watcher) -> None:
         super().__init__()
-        self.inner, self.logger = inner, inner.logger
+        self.inner, self.logger, self.run_id = inner, inner.logger, inner.run_id
         self._stages: dict[str, _Stage] = {}
         self._over = threading.Event()
 

@@ -39,12 +39,14 @@ class RunLog:
         else:
             self._write(lines)
 
-    def progress(self, stage: str, done: int, total: int, text: str) -> None:
-        """How far a stage is, if that was not said a moment ago."""
+    def progress(self, stage: str, done: int, total: int, text: str) -> bool:
+        """How far a stage is, if that was not said a moment ago; says whether it was worth a line."""
         now = time.monotonic()
-        if done >= total or now - self._progress.get(stage, -PROGRESS_S) >= PROGRESS_S:
-            self._progress[stage] = now
-            self.say(stage, text)
+        if done < total and now - self._progress.get(stage, -PROGRESS_S) < PROGRESS_S:
+            return False
+        self._progress[stage] = now
+        self.say(stage, text)
+        return True
 
     def _write(self, text: str) -> None:
         assert self._path is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
@@ -39,8 +38,6 @@ from pipelines.reasons import Verdict
 
 EVERY_S = 5.0
 """Between two looks at how far the stages are."""
-LINE_S = 30.0
-"""Between two lines in the log about the progress of one stage."""
 
 
 def looked_at() -> bool:
@@ -96,7 +93,6 @@ class _Stage:
     percent: float = 0.0
     text: str = ""
     told: str = ""
-    line_at: float = 0.0
     artifact: UUID | None = None
 
 
@@ -117,12 +113,9 @@ class OnPage(Watcher):
 
     def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
         self.inner.progress(label, done, total, unit, figures)
-        stage = self._stages.setdefault(label, _Stage(copy_context(), line_at=time.monotonic()))
+        stage = self._stages.setdefault(label, _Stage(copy_context()))
         stage.percent = 100 * done / max(total, 1)
         stage.text = so_far(done, total, unit, figures)
-        if time.monotonic() - stage.line_at > LINE_S:
-            stage.line_at = time.monotonic()
-            self.logger.info("%s: %s", label, stage.text)
 
     @contextmanager
     def showing(self) -> Iterator[None]:

@@ -37,7 +37,9 @@ class Watcher:
 
     def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
         """How far a stage is."""
-        self.log.progress(label, done, total, so_far(done, total, unit, figures))
+        text = so_far(done, total, unit, figures)
+        if self.log.progress(label, done, total, text):
+            self.logger.info("%s: %s", label, text)
 
     def stage(self, label: str, status: str, detail: str = "") -> None:
         """A stage began or ended."""

@@ -252,8 +252,7 @@ class Loop:
         """At the first rollout's end after each `save_interval` steps or `save_minutes`, and after the last rollout."""
         interval, done = self.ctx.execution.save_interval, self.kept["done"]
         passed = self._step(done) // interval > self._step(done - 1) // interval
-        late = self.ctx.processes.any(self.ctx.save_clock.due())
-        return passed or late or done == self.rollouts
+        return self.ctx.processes.any(self.ctx.save_clock.due()) or passed or done == self.rollouts
 
     def _save(self) -> None:
         def save() -> None:

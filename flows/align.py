@@ -18,8 +18,8 @@ if __name__ == "__main__":
 
 from prefect import State, flow  # noqa: E402
 
-from flows.planning import Wanted  # noqa: E402
-from flows.stages import answer, run_stages  # noqa: E402
+from flows.commands.planning import Wanted  # noqa: E402
+from flows.running.stages import answer, run_stages  # noqa: E402
 from pipelines.sweep import MOST_BRANCHES  # noqa: E402
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from artifacts.errors import AlignError, UserError
 from flows.addresses import without_secrets
 from flows.colours import coloured
+from flows.commands.options import parse
 from flows.home import align_home, prepare_services
-from flows.options import parse
 from flows.servers.state import use_servers
 
 if TYPE_CHECKING:
-    from flows.planning import Wanted
+    from flows.commands.planning import Wanted
 
 INTERRUPTED = 130
 ALONE = ("up", "down", "doctor")
@@ -45,19 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from flows.run import run_recipe
+    from flows.commands.run import run_recipe
 
     return run_recipe(_wanted(args), jobs=args.jobs, offline=args.offline_tracking, as_json=args.json, quiet=args.quiet)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from flows.planning import Shown, show_plan
+    from flows.commands.planning import Shown, show_plan
 
     return show_plan(_wanted(args), Shown(args.json, args.why, args.memory, args.device))
 
 
 def _wanted(args: argparse.Namespace) -> Wanted:
-    from flows.planning import Wanted
+    from flows.commands.planning import Wanted
     from pipelines.assignments import parse_assignments, parse_overrides
     from pipelines.sweep import MOST_BRANCHES
 
@@ -69,8 +69,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
 
 
 def _runs(args: argparse.Namespace) -> int:
+    from flows.commands.run_tables import runs_table
     from flows.records import load_records
-    from flows.run_tables import runs_table
 
     home = align_home()
     records = load_records(home)
@@ -81,8 +81,8 @@ def _runs(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from flows.commands.run_tables import run_text
     from flows.records import find_record
-    from flows.run_tables import run_text
 
     home = align_home()
     record = find_record(home, args.run)
@@ -91,38 +91,38 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _logs(args: argparse.Namespace) -> int:
-    from flows.logs import show_logs
+    from flows.commands.logs import show_logs
 
     return show_logs(align_home(), args.run, args.stage, follow=args.follow)
 
 
 def _open(args: argparse.Namespace) -> int:
-    from flows.opening import open_page
+    from flows.commands.opening import open_page
 
     return open_page(align_home(), args.what, prefect=args.prefect)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from flows.comparing import Wanted, compare
+    from flows.commands.comparing import Wanted, compare
 
     wanted = Wanted(args.chart, args.frontier, args.html, args.completions, args.link, args.open)
     return compare(args.what, wanted, as_json=args.json)
 
 
 def _gc(args: argparse.Namespace) -> int:
-    from flows.collecting import collect
+    from flows.commands.collecting import collect
 
     return collect(keep_runs=args.keep_runs, draft_days=args.draft_days, yes=args.yes, as_json=args.json)
 
 
 def _sync(args: argparse.Namespace) -> int:
-    from flows.sync import sync
+    from flows.tracking.sync import sync
 
     return sync(as_json=args.json)
 
 
 def _retrain(args: argparse.Namespace) -> int:
-    from flows.run import retrain_recipe
+    from flows.commands.run import retrain_recipe
     from pipelines.assignments import parse_assignments
 
     given = {"model": args.name, "stage": args.stage, "report": args.report, "must": args.must or None}
@@ -132,19 +132,19 @@ def _retrain(args: argparse.Namespace) -> int:
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from flows.promoting import show_promotion
+    from flows.registry.promoting import show_promotion
 
     return show_promotion(args.what, args.alias, name=args.name, must=args.must, report=args.report, as_json=args.json)
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from flows.promoting import roll_back
+    from flows.registry.promoting import roll_back
 
     return roll_back(name=args.name, as_json=args.json)
 
 
 def _chat(args: argparse.Namespace) -> int:
-    from flows.chat import chat
+    from flows.commands.chat import chat
 
     if args.temperature < 0:
         raise UserError(f"--temperature: wanted 0 or more, got {args.temperature}")
@@ -175,7 +175,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _completion(args: argparse.Namespace) -> int:
-    from flows.completing import script
+    from flows.commands.completing import script
 
     print(script(args.shell))
     return 0

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.errors import UserError
 from artifacts.syncing import write_whole
-from flows.execute import StageResult, missing
-from flows.run_folder import RunFolder
+from flows.running.execute import StageResult, missing
+from flows.running.run_folder import RunFolder
 from pipelines.plan import Plan, Planned
 from pipelines.problems import did_you_mean
 
 if TYPE_CHECKING:
-    from flows.tracking import Tracker
+    from flows.tracking.tracker import Tracker
 
 RunStatus = Literal["running", "finished", "failed", "killed"]
 """As MLflow has it; `killed` is interrupted too."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from flows.options import parse
+from flows.commands.options import parse
 
 ROOT = Path(__file__).parent.parent
 SERVERS = ("up", "down", "doctor")

@@ -76,7 +76,7 @@ def _named_by_browsers(servers: Servers) -> list[str]:
 
 
 def serving_command(servers: Servers, home: Path) -> list[str]:
-    return [sys.executable, "-m", "flows.serving", "--limit", str(servers.limit)]
+    return [sys.executable, "-m", "flows.deployments.serving", "--limit", str(servers.limit)]
 
 
 COMMANDS: dict[str, Callable[[Servers, Path], list[str]]] = {

@@ -90,7 +90,7 @@ def lost_runs_found(home: Path) -> Iterator[Finding]:
     if not (home / "runs").exists():
         return
     from flows.records import load_records
-    from flows.run_folder import RunFolder
+    from flows.running.run_folder import RunFolder
 
     records = load_records(home)
     lost = [record.run_id for record in records if RunFolder(home, record.run_id).lost()]

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from artifacts.errors import UserError
-from flows.champion_event import CHAMPION_CHANGED
+from flows.registry.champion_event import CHAMPION_CHANGED
 from flows.servers.rules import install
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from tests.bench.memory_workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
-"""flows/launch.py's, which can't be imported where Prefect is not installed; a test holds that they are equal."""
+"""flows/running/launch.py's, which can't be imported where Prefect is not installed; a test holds them equal."""
 
 
 @dataclass(frozen=True)

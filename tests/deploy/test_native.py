@@ -15,7 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from artifacts.manifest import Manifest
-from flows.deployed import code_version
+from flows.deployments.deployed import code_version
 from tests.deploy.native import ENVIRONMENT, PATIENCE_S, Native, eventually
 from tests.e2e.conftest import Answer, Shop
 

@@ -15,7 +15,7 @@ from prefect.utilities.templating import apply_values
 from prefect_docker.worker import DockerWorkerJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from flows.serving import deployments
+from flows.deployments.serving import deployments
 from tests.deploy.compose_file import DEPLOY, answers, compose
 from tests.deploy.known_variables import unknown
 
@@ -61,7 +61,7 @@ def test_a_deployment_names_a_flow_parameters_that_it_has_and_a_recipe(name):
     assert (DEPLOY.parent / deployment["entrypoint"].partition(":")[0]).is_file()
     flow.validate_parameters(deployment["parameters"])
     assert (DEPLOY.parent / deployment["parameters"].get("recipe", "pipelines/tiny.yaml")).is_file()
-    assert deployment["version"] == "{{ code_version }}"  # a run by other code is noticed, see flows/deployed.py
+    assert deployment["version"] == "{{ code_version }}"  # see flows/deployments/deployed.py
 
 
 def test_what_align_up_serves_is_deployed_too():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flows.tracking import HURRY_S
+from flows.tracking.tracker import HURRY_S
 from tests.e2e.conftest import Shop
 from tests.e2e.mlflow_servers import Mlflow
 from tests.e2e.servers import free_port

@@ -10,11 +10,11 @@ import pytest
 
 from artifacts.store import Store
 from flows.cli import main
-from flows.compare_links import Place, compare_page
-from flows.experiment_page import POLICIES, RUNS, TRAINING, view_page
-from flows.mlflow_server import MlflowServer
-from flows.system_metrics import SYSTEM
-from flows.tracked_stage import TrackedStage
+from flows.tracking.compare_links import Place, compare_page
+from flows.tracking.experiment_page import POLICIES, RUNS, TRAINING, view_page
+from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.system_metrics import SYSTEM
+from flows.tracking.tracked_stage import TrackedStage
 from tests.conftest import recipe_writer, write_rows
 from tests.e2e.browser import Browser, browser
 from tests.e2e.mlflow_servers import Mlflow

@@ -43,8 +43,8 @@ class Served:
         before = self.deployment["updated"] if self.serving is not None else ""
         self.end()
         self.serving = subprocess.Popen(
-            [sys.executable, "-m", "flows.serving"], cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-m", "flows.deployments.serving"], cwd=ROOT, env=self.environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         eventually(lambda: self.deployment["updated"] > before, PATIENCE_S)
 
@@ -154,7 +154,9 @@ def test_whoever_asked_for_it_is_told_of_a_new_champion_and_of_what_failed(serve
     served.python(made)
     served.environment["ALIGN_NOTIFY_BLOCK"] = "webhook/team"
     served.serve()
-    served.python("from flows.champion_event import tell_champion; tell_champion('assistant', '2', '1', 'promote')")
+    served.python(
+        "from flows.registry.champion_event import tell_champion; tell_champion('assistant', '2', '1', 'promote')"
+    )
     said = "assistant: version 2 is champion, version 1 was before (promote)"
     eventually(lambda: any(said in one for one in listener.heard), PATIENCE_S)
     served.trigger(recipe="pipelines/no-such.yaml")

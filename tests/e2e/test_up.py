@@ -18,8 +18,8 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flows.artifact_files import put_files
-from flows.mlflow_server import MlflowServer
+from flows.tracking.artifact_files import put_files
+from flows.tracking.mlflow_server import MlflowServer
 from tests.e2e.conftest import ROOT, Answer, Shop
 from tests.e2e.prefect_server import Prefect
 from tests.e2e.servers import answers, free_port

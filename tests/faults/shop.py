@@ -17,8 +17,8 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from artifacts.jsonl import read_jsonl
-from flows.mlflow_server import KEY_TAG
-from flows.points import entities
+from flows.tracking.mlflow_server import KEY_TAG
+from flows.tracking.points import entities
 from tests.faults.outcome import Outcome
 from tests.faults.processes import left_over, marked
 from tests.faults.reference import Reference

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.launch import KEEP_MEMORY
+from flows.running.launch import KEEP_MEMORY
 from tasks.training.checkpoints import damage
 from tests.faults.reference import ROOT, Reference
 from tests.faults.schedule import Trial

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from artifacts.store import Store
-from flows.mlflow_server import MlflowServer
+from flows.tracking.mlflow_server import MlflowServer
 from tests.flows.made_runs import MadeRuns
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.records import RunRecord
-from flows.run_folder import RunFolder
+from flows.running.run_folder import RunFolder
 
 LOCKED = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
 

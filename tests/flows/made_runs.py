@@ -12,14 +12,14 @@ from typing import Any
 
 from artifacts.manifest import Manifest
 from artifacts.store import Store
-from flows.mlflow_server import MlflowServer
-from flows.planning import Wanted, plan_of
+from flows.commands.planning import Wanted, plan_of
+from flows.commands.summary import conclude
 from flows.records import RunRecord, find_record
-from flows.summary import conclude
-from flows.tracked_run import Origin
-from flows.tracked_stage import TrackedStage
-from flows.tracking import Tracker
-from flows.watch import Watcher
+from flows.running.watch import Watcher
+from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.tracked_run import Origin
+from flows.tracking.tracked_stage import TrackedStage
+from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan, Planned
 from tasks.settings import Optimizing
 from tests.conftest import DEMONSTRATIONS, PAIRS, chain, write_rows

@@ -9,7 +9,7 @@ import pytest
 from flows.addresses import without_secrets
 from flows.home import prepare_services
 from flows.links import mlflow_page
-from flows.mlflow_server import MlflowServer
+from flows.tracking.mlflow_server import MlflowServer
 
 PASSWORD = "hunter2-of-the-server"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import launch
+from flows.running import launch
 from tests.bench import memory
 from tests.bench.memory_settings import SETTINGS, Setting
 from tests.bench.memory_workload import Workload

@@ -11,11 +11,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from artifacts.errors import UserError
-from flows.mlflow_server import MlflowServer
 from flows.servers import asking
 from flows.servers.findings import BROKEN, OK, Finding
 from flows.servers.passwords import mlflow_password, prefect_password
 from flows.servers.server_checks import named_found
+from flows.tracking.mlflow_server import MlflowServer
 
 RIGHT = f"Basic {b64encode(b'team:word').decode()}"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
-from flows.mlflow_server import MlflowServer
 from flows.servers.processes import Started
 from flows.servers.state import ROLES, Servers, named_prefect, own_mlflow, state_file, use_servers
+from flows.tracking.mlflow_server import MlflowServer
 
 NAMES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flows.comparison_text import full, markdown
+from flows.commands.comparison_text import full, markdown
 from pipelines.comparison.comparison import Comparisons
 from pipelines.comparison.page import page
 from pipelines.comparison.pair_tables import verdicts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from flows.compare_links import Place
-from flows.comparison_text import markdown
-from flows.notes import run_note, stage_note
+from flows.commands.comparison_text import markdown
+from flows.commands.summary import _markdown
 from flows.records import RunRecord
-from flows.summary import _markdown
 from flows.tables import text_table
+from flows.tracking.compare_links import Place
+from flows.tracking.notes import run_note, stage_note
 from pipelines.comparison.comparison import Comparisons
 from pipelines.comparison.markdown_text import in_code, inert
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from flows.comparison_text import full, markdown, short
+from flows.commands.comparison_text import full, markdown, short
 from flows.tables import WIDTH
 from pipelines.comparison import field_table, tables
 from pipelines.comparison.charts import chart

@@ -1,0 +1,99 @@
+"""A flow for each method, with a flat form of its own, and one that compares several from one SFT.
+
+A form becomes a recipe (pipelines/forms.py), which is written under `$ALIGN_HOME/recipes`: what was asked for in a page
+can be run again, and changed, on the command line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import flows.align  # noqa: F401  (it readies what Prefect reads when it is imported)
+
+# isort: split
+from prefect import Flow
+
+from flows.commands.planning import Wanted
+from flows.deployments.branching import earlier_stages
+from flows.deployments.form_fields import ABOUT_DATA, compare_fields, form_fields, method_fields
+from flows.deployments.form_flow import form_flow, write_recipe
+from flows.home import align_home
+from flows.running.stages import run_stages
+from pipelines.forms import Form, methods, needed_data, recipe_of
+from tasks.registry import stage_class
+
+SHIPPED = Path(__file__).resolve().parents[2] / "pipelines"
+"""Where names of files in a form are looked for first: what the quickstart reads is there."""
+
+
+def wanted_of(name: str, chosen: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> Wanted:
+    """What a filled-in form asks for; raises UserError for what is wrong with it.
+
+    `chosen` are the methods with their settings, `given` is what is the same in all forms.
+    """
+    sources = {label: _found(given[label]) for label in ("instructions", "pairs", "feedback") if given.get(label)}
+    form = Form(
+        base=_found(given["base"]), sources=sources, split_pairs=given.get("split_pairs", False),
+        start=given.get("start", "base"),
+        weights="all" if given["weights"] == "all weights" else "adapters", rank=given["rank"],
+        judged_by_reward=given.get("reward_model", False), held_out=given.get("held_out", 1),
+        earlier=earlier_stages(align_home(), given["from_run"]) if given["from_run"] else {},
+    )  # fmt: skip
+    recipe = recipe_of(chosen, form, name=given["experiment"], seed=given["seed"])
+    until = given["until"] if given["until"] != "the end" else None
+    path = write_recipe(name, recipe, f"From the form {name}.")
+    return Wanted(
+        path, given["overrides"], given["execution"], until=until, refresh=tuple(given["refresh"]), from_form=True
+    )
+
+
+def _found(source: str) -> str:
+    """A shipped file by its whole path; anything else as it is, whether or not it is there."""
+    path = (SHIPPED / source).resolve()
+    return str(path) if path.is_relative_to(SHIPPED) and path.exists() else source
+
+
+def method_flow(uses: str) -> Flow[Any, Any]:
+    """The flow of one method: its form shows what the method needs, and the settings that it says matter."""
+    cls, name = stage_class(uses), f"align-{uses}"
+    own = method_fields(cls)
+    example = recipe_of({uses: {}}, _example(needed_data(uses)), name=name)
+    fields = form_fields(needed_data(uses), own, list(example["stages"]), starts="policy" in cls.inputs())
+
+    def run(given: dict[str, Any]) -> Wanted:
+        settings = {field.name: given[field.name] for field in own if given[field.name] != field.default}
+        return wanted_of(name, {uses: settings}, given)
+
+    text = inspect.getdoc(inspect.getmodule(cls)) or name
+    return form_flow(name, text.splitlines()[0], fields, lambda given: run_stages(run(given)), __name__)
+
+
+def compare_flow() -> Flow[Any, Any]:
+    """The flow that runs several methods from one SFT and compares them."""
+    every = [uses for uses in methods() if "policy" in stage_class(uses).inputs()]
+    alike = [uses for uses in every if needed_data(uses) == needed_data(every[0])]  # they learn from the same rows
+    data = [label for label in ABOUT_DATA if any(label in needed_data(uses) for uses in every)]
+    example = recipe_of({uses: {} for uses in every}, _example(data), name="align-compare")
+    fields = form_fields(data, compare_fields(every, alike), list(example["stages"]), starts=True)
+
+    def run(given: dict[str, Any]) -> Wanted:
+        wanted = wanted_of("align-compare", {uses: {} for uses in given["methods"]}, given)
+        seeds = list(range(given["seed"], given["seed"] + given["seeds"]))
+        return replace(wanted, sweep={f"{uses}.seed": seeds for uses in given["methods"]} if len(seeds) > 1 else {})
+
+    text = "Several methods from one SFT, evaluated alike and compared."
+    return form_flow("align-compare", text, fields, lambda given: run_stages(run(given)), __name__)
+
+
+def _example(data: list[str]) -> Form:
+    """A form as it might be filled in, which says what stages there are."""
+    return Form(base="a base", sources=dict.fromkeys(data, "a file"))
+
+
+FLOWS = {name: method_flow(name) for name in methods()}
+globals().update({each.fn.__name__: each for each in FLOWS.values()})  # where Prefect looks for a deployment's flow
+align_compare = compare_flow()

@@ -1,0 +1,67 @@
+"""Runs that Prefect or MLflow would show as running for ever: their process is gone, or could not say how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from flows.records import RunRecord, load_records
+from flows.tracking.tracked_run import TrackedRun
+
+if TYPE_CHECKING:
+    from prefect import State
+
+TOLD = "prefect_told"
+
+
+def end_all_lost(home: Path) -> list[RunRecord]:
+    """Every run under `home` whose process is gone without a word, ended."""
+    return [record for record in load_records(home) if end_lost(home, record)]
+
+
+def end_lost(home: Path, record: RunRecord) -> bool:
+    """Whether this run's process is gone without a word: it is KILLED then, and MLflow hears it next."""
+    run = TrackedRun(home, record.run_id)
+    if not run.lost():
+        return False
+    run.end("KILLED")
+    return True
+
+
+def tell_prefect(home: Path, record: RunRecord) -> None:
+    """How the run ended, if a Prefect server that can be reached still takes it for a running one; asks it once."""
+    from httpx import HTTPError
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectException
+    from prefect.settings import get_current_settings
+
+    run = TrackedRun(home, record.run_id)
+    facts = run.facts
+    if facts is None or facts.get(TOLD) or run.live() or get_current_settings().api.url is None:
+        return
+    if record.flow_run_id is None or facts["status"] == "RUNNING":
+        return
+    flow_run = UUID(record.flow_run_id)
+    with suppress(PrefectException, HTTPError), get_client(sync_client=True) as client:
+        if (end := _end(client.read_flow_run(flow_run).state, facts)) is not None:
+            client.set_flow_run_state(flow_run, end, force=True)
+        run.end(facts["status"], **{TOLD: True})
+
+
+def _end(state: State | None, facts: Mapping[str, Any]) -> State | None:
+    """The state that a flow run should be in, if it is in one that only its process could end.
+
+    One that is suspended, or about to be retried, is not; nor is one that has been running since later than this.
+    """
+    from prefect.states import Cancelled, Completed, Crashed, Failed
+
+    killed = "its process was killed"
+    if state is not None and state.is_cancelling():
+        return Cancelled(message=killed)
+    if state is None or (state.is_running() and state.timestamp.timestamp() <= facts.get("began", inf)):
+        return {"FINISHED": Completed(), "FAILED": Failed(), "KILLED": Crashed(message=killed)}[facts["status"]]
+    return None

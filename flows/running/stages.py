@@ -1,0 +1,181 @@
+"""What every flow does in the end: a plan's stages as cached Prefect tasks, tracked in MLflow, with a report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import State, task
+from prefect.context import FlowRunContext
+from prefect.exceptions import FailedRun, MissingContextError
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.states import Failed
+
+from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
+from artifacts.store import Store
+from flows.addresses import without_secrets
+from flows.commands.planning import Wanted, plan_of
+from flows.commands.summary import conclude
+from flows.deployments.deployed import check_code
+from flows.home import align_home
+from flows.records import RunRecord, load_records, run_id_for
+from flows.running.caching import StageKey
+from flows.running.ephemeral import guard_ephemeral_servers
+from flows.running.execute import StageResult, execute, found
+from flows.running.lost import end_all_lost, tell_prefect
+from flows.running.run_page import OnPage, show_plan, show_report
+from flows.running.schedule import Schedule
+from flows.running.steering import leave, pause_asked_for, pausing, suspended
+from flows.running.watch import Watcher, watcher
+from flows.tracking.tracked_run import Origin, TrackedRun
+from flows.tracking.tracker import Tracker
+from pipelines.plan import Plan, Planned
+from pipelines.reasons import Verdict, verdicts
+
+Answer = dict[str, Any] | State[Any]
+
+
+def answer(run: Callable[[], Answer]) -> Answer:
+    """What a flow gives: what became of its run or, on a server's pages, a failure in our words alone.
+
+    Whoever calls a flow from Python gets the error itself.
+    """
+    try:
+        return run()
+    except AlignError as error:
+        if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
+            raise
+        said = without_secrets(str(error))
+        _logger(watcher()).error("%s", said)
+        logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
+        return Failed(message=said)
+
+
+def _not_told_again(record: logging.LogRecord) -> bool:
+    """Prefect would log a flow's own `Failed` once more, as an unexpected exception with a traceback."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], FailedRun)
+
+
+def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False) -> dict[str, Any]:
+    """Run what is wanted, each stage from the cache if nothing that it depends on has changed; gives the run's record.
+
+    Called within a flow. Raises AlignError with every stage's message if any failed.
+    """
+    if jobs < 1:
+        raise UserError(f"jobs: wanted 1 or more, got {jobs}")
+    guard_ephemeral_servers()
+    watch = watcher()
+    watch.logger = _logger(watch)
+    check_code(_deployment_version(), partial(watch.line, "code"))
+    store = Store(align_home())
+    plan = plan_of(_as_before(wanted, store.home), store)
+    store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
+    said = verdicts(plan, store)
+    _say(plan, said, wanted, watch)
+    run_id = run_id_for(store.home, plan.recipe.name, flow_run.id)
+    origin = Origin(flow_run.id, flow_run.ui_url, wanted.changes)
+    tracker = Tracker.begin(store, plan, run_id, origin, watch, offline=offline_tracking)
+    for lost in end_all_lost(store.home):
+        tell_prefect(store.home, lost)
+        tracker.also(lost)
+    watch.begin(run_id, tracker.run.log)
+    results: dict[str, StageResult] = {}
+
+    def recorded() -> RunRecord:
+        record = RunRecord.of(plan, run_id, flow_run.id, tracker, results)
+        record.save(store.home)
+        return record
+
+    show_plan(plan, said, recorded())
+    page = OnPage(watch)
+    try:
+        with page.showing(), pausing(page):
+            schedule = Schedule(plan, results, page)
+            errors = schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, page), jobs, recorded)
+    except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
+        tracker.end("KILLED", recorded().stages)
+        leave()
+        raise
+    summary = conclude(recorded(), tracker, store, flow_run.ui_url)
+    record = recorded()
+    show_report(summary, run_id, tracker)
+    leave()
+    _raise(errors)
+    return record.as_dict()
+
+
+def _deployment_version() -> str | None:
+    """Of the deployment whose flow run this is; None for a run of no deployment."""
+    context = FlowRunContext.get()
+    return context.flow_run.deployment_version if context and context.flow_run else None
+
+
+def _as_before(wanted: Wanted, home: Path) -> Wanted:
+    """For a flow run that is tried again: the stages that it made afresh are not made afresh once more."""
+    if not wanted.refresh or flow_run.id is None:
+        return wanted
+    earlier = next((record for record in load_records(home) if record.flow_run_id == flow_run.id), None)
+    if earlier is None:
+        return wanted
+    payloads = json.loads((TrackedRun(home, earlier.run_id).files / "plan.json").read_text())
+    numbers = {f"{label}.refresh": each["refresh"] for label, each in payloads.items() if "refresh" in each}
+    return replace(wanted, overrides={**wanted.overrides, **numbers}, refresh=())
+
+
+def _say(plan: Plan, said: Mapping[str, Verdict], wanted: Wanted, watch: Watcher) -> None:
+    """What is worth knowing of the plan before it runs."""
+    for label, verdict in said.items():
+        if verdict.drift and verdict.cached:
+            watch.line(label, f"cached, but {verdict.drift}")
+    for planned in plan.stages:
+        if wanted.refresh and (number := planned.payload.get("refresh")) is not None:
+            watch.line(planned.label, f"is made afresh; {planned.label}.refresh={number} names this result again")
+
+
+def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, watch: Watcher) -> StageResult:
+    """One Prefect task, named after the stage and cached under its key; called in the thread that this is.
+
+    The task's result is a pointer. If Prefect answers from its cache, the store's manifest gives the line.
+    """
+    made: list[StageResult] = []
+
+    def stage(key: str) -> dict[str, str] | State[Any]:
+        try:
+            result = execute(planned, store, tracker, watch, seed=planned.seed, execution=plan.recipe.execution)
+        except AlignError:
+            if pause_asked_for():
+                return suspended()
+            raise
+        made.append(result)
+        return {"key": result.key, "digest": result.digest or ""}
+
+    watch.stage(planned.label, "starts")
+    cached = task(
+        name=planned.label,
+        task_run_name=f"{planned.label}-{planned.key[:8]}".replace("{", "{{").replace("}", "}}"),  # it is a template
+        cache_policy=StageKey(planned=planned, store=store),
+        persist_result=True,
+        result_serializer="json",
+    )(stage)
+    cached(planned.key)
+    return made[0] if made else found(planned, store, tracker)
+
+
+def _logger(watch: Watcher) -> Any:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return watch.logger
+
+
+def _raise(errors: list[AlignError]) -> None:
+    """Make the flow run `Failed`, with every stage's message."""
+    if errors:
+        kind = UserError if any(isinstance(error, UserError) for error in errors) else StageError
+        raise kind("\n".join(str(error) for error in errors))

@@ -1,0 +1,104 @@
+"""Takes what stages leave on disk to MLflow, in a thread of its own: a server that is slow or gone holds nobody up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from flows.addresses import reason
+from flows.running.watch import Watcher
+from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.tracked_run import TrackedRun
+from flows.tracking.tracked_stage import TrackedStage
+
+INTERVAL_S = 2.0
+PATIENCE_S = 120.0
+"""How long the end of a run waits for a slow server; what is left then is `align sync`'s."""
+
+
+class Courier(threading.Thread):
+    """Never raises. What can't be sent now stays on disk and is tried again."""
+
+    def __init__(self, server: MlflowServer, watcher: Watcher) -> None:
+        super().__init__(name="courier", daemon=True)
+        self.server, self.watcher = server, watcher
+        self._stages: dict[TrackedStage, str] = {}
+        self._errands: list[Callable[[], object]] = []
+        self._awake, self._stopping, self._rounds = threading.Event(), threading.Event(), 0
+        self.lost = False
+        """Whether the last attempt failed."""
+
+    def carry(self, stage: TrackedStage, status: str) -> None:
+        """Send what this stage has, from now on; its run has this status."""
+        self._stages[stage] = status
+
+    def also(self, errand: Callable[[], object]) -> None:
+        """Do this too, as soon as it can be done."""
+        self._errands.append(errand)
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            self.deliver()
+            self._awake.wait(INTERVAL_S)
+            self._awake.clear()
+
+    def hurry(self, patience_s: float) -> None:
+        """Send now; wait for it, but no longer than this."""
+        wanted, deadline = self._rounds + 2, time.monotonic() + patience_s  # one may be half done
+        while self._rounds < wanted and time.monotonic() < deadline and self.is_alive():
+            self._awake.set()
+            time.sleep(0.02)
+
+    def deliver(self) -> bool:
+        """Try to send everything; says whether all of it is there."""
+        sent = [self._try(partial(self._stage, stage, status)) for stage, status in list(self._stages.items())]
+        while self._errands and self._try(self._errands[0]):
+            del self._errands[0]
+        self._rounds += 1
+        return all(sent)
+
+    def finish(self, last: Callable[[], None], patience_s: float = PATIENCE_S) -> bool:
+        """Send all that is left and, after it, `last`; says whether that could be done in time."""
+        self._stopping.set()
+        self._awake.set()
+        done: list[bool] = []
+
+        def rest() -> None:
+            self.join()
+            done.append(self.deliver() and self._try(last))
+
+        ending = threading.Thread(target=rest, daemon=True)
+        ending.start()
+        ending.join(patience_s)
+        if done != [True]:
+            self.watcher.line("mlflow", "does not have all of this run yet; `align sync` sends what it lacks")
+        return done == [True]
+
+    def _stage(self, stage: TrackedStage, status: str) -> bool:
+        if (facts := stage.facts) is None:
+            return True
+        parent = TrackedRun(stage.store.home, facts["run_id"])  # of an earlier run, if the stage began in that
+        run = parent.open(self.server)
+        if run is None and parent.facts is not None:  # someone else is making it just now
+            return False
+        done = stage.send(self.server, run, status)
+        if done and status != "RUNNING" and self._stages.get(stage) == status:
+            del self._stages[stage]
+        return done
+
+    def _try(self, action: Callable[[], object]) -> bool:
+        try:
+            done = action() is not False
+        except FileNotFoundError:  # a draft that became a result, a checkpoint that made way
+            return False
+        except Exception as error:  # whatever it is, no run ends for what MLflow, or our way to it, does
+            if not self.lost:
+                self.watcher.line("mlflow", f"does not take what it is sent; it waits on disk: {reason(error)}")
+            self.lost = True
+            return False
+        if self.lost:
+            self.watcher.line("mlflow", "takes it again")
+        self.lost = False
+        return done

@@ -1,0 +1,121 @@
+"""A flow run that is retried or resumed is the same run, here and in MLflow; what Prefect is told of one that ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow.tracking import MlflowClient
+from prefect.states import Cancelling, Pending, Running, Scheduled, State, Suspended
+
+from artifacts.errors import InterruptedStage
+from artifacts.store import Store
+from flows.commands.planning import Wanted, plan_of
+from flows.records import RunRecord, run_id_for
+from flows.running.execute import Waiting
+from flows.running.lost import _end
+from flows.running.watch import Watcher
+from flows.tracking.tracked_run import Origin, TrackedRun
+from flows.tracking.tracker import Tracker
+from pipelines.plan import Plan
+from tests.conftest import ROOT, chain
+
+FLOW_RUN = "6fd2bcb5-5a1f-4c3a-a1b2-0f6d5f3c8f11"
+HOLD = """
+import fcntl, os, sys, time
+fcntl.flock(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def plan(store: Store, write_recipe) -> Plan:
+    return plan_of(Wanted(write_recipe(chain())), store)
+
+
+def attempt(store: Store, plan: Plan, status: str) -> str:
+    """One process's part of the flow run."""
+    run_id = run_id_for(store.home, plan.recipe.name, FLOW_RUN)
+    tracker = Tracker.begin(store, plan, run_id, Origin(FLOW_RUN), Watcher(), offline=False)
+    record = RunRecord.of(plan, run_id, FLOW_RUN, tracker, {})
+    record.save(store.home)
+    client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
+    assert tracker.mlflow_run_id is not None
+    assert client.get_run(tracker.mlflow_run_id).info.status == "RUNNING"
+    tracker.end(status, record.stages)
+    assert tracker.run._lock is not None
+    os.close(tracker.run._lock)  # as the end of the process does
+    assert client.get_run(tracker.mlflow_run_id).info.status == status
+    return tracker.mlflow_run_id
+
+
+def test_a_flow_run_that_goes_on_is_the_same_run_with_the_same_parent_in_mlflow(store: Store, plan: Plan) -> None:
+    runs = [attempt(store, plan, status) for status in ("KILLED", "FAILED", "FINISHED")]
+    assert len(set(runs)) == 1 and len(list((store.home / "runs").glob("*.json"))) == 1
+
+
+def test_another_flow_run_or_recipe_is_another_run(store: Store) -> None:
+    RunRecord("tiny.yaml", "tiny-1", FLOW_RUN, None, []).save(store.home)
+    assert run_id_for(store.home, "tiny", FLOW_RUN) == "tiny-1"
+    assert run_id_for(store.home, "tiny", None) != "tiny-1"
+    assert run_id_for(store.home, "tiny", FLOW_RUN.replace("6", "7")) != "tiny-1"
+    assert run_id_for(store.home, "quickstart", FLOW_RUN).startswith("quickstart-")
+
+
+def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, plan: Plan) -> None:
+    run = TrackedRun(store.home, "tiny-1")
+    run.files.mkdir(parents=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.folder / "lock")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    said: list[float] = []
+
+    def waiting() -> None:
+        said.append(time.monotonic())
+        process.kill()
+
+    run.begin(plan, Origin(FLOW_RUN), waiting)
+    process.communicate()
+    assert said and run.live()
+
+
+def test_a_stage_says_once_for_whom_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Hearing(Watcher):
+        def line(self, label: str, text: str) -> None:
+            said.append(f"{label}: {text}")
+
+    waiting = Waiting("sft", Hearing())
+    for who in ("process 1", "process 1", "process 2"):
+        waiting(who)
+    assert said == ["sft: waits for process 1", "sft: waits for process 2"]
+    monkeypatch.setattr("flows.running.launch.ENDING._flag", True)
+    with pytest.raises(InterruptedStage):
+        waiting("process 2")
+
+
+KILLED = {"status": "KILLED", "began": time.time() + 5}
+LATER = {"status": "KILLED", "began": time.time() - 500}
+
+
+@pytest.mark.parametrize(
+    ("state", "facts", "wanted"),
+    [
+        (Running(), KILLED, "Crashed"), (Running(), {"status": "FAILED"}, "Failed"),
+        (Running(), {**KILLED, "status": "FINISHED"}, "Completed"), (Running(), LATER, None),
+        (Cancelling(), LATER, "Cancelled"), (Suspended(), KILLED, None), (Pending(), KILLED, None),
+        (Scheduled(name="AwaitingRetry"), KILLED, None),
+    ],
+)  # fmt: skip
+def test_prefect_is_told_of_runs_that_only_their_process_could_end(
+    state: State, facts: dict[str, object], wanted: str | None
+) -> None:
+    """Not of one that is suspended or about to be retried, nor of a later attempt."""
+    found = _end(state, facts)
+    assert (found.name if found else None) == wanted

@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRL := .venv-trl
+DEEPSPEED := .venv-deepspeed
 
-.PHONY: quickstart test check deploy-test proofs pages faults bench-ppo lora-sizes clean data constraints
+.PHONY: quickstart test check deploy-test proofs deepspeed pages faults bench-ppo lora-sizes clean data constraints
 
 quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
@@ -16,8 +17,11 @@ test: $(READY)  ## all tests but the slow proofs
 deploy-test: $(READY)  ## deploy/compose.yaml without containers, a worker killed; wants apt-get install postgresql
 	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO
 
-proofs: $(READY) $(TRL)/.ready  ## the slow tests: the quickstart's real weights, known optima, TRL's functions
+proofs: $(READY) $(TRL)/.ready deepspeed  ## the slow tests: the quickstart's real weights, known optima, TRL's functions
 	$(BIN)/python -m pytest -q -m slow
+
+deepspeed: $(DEEPSPEED)/.ready  ## training whose weights DeepSpeed divides among processes
+	$(DEEPSPEED)/bin/python -m pytest -q -k deepspeed tests/tasks/parallel
 
 pages: $(READY)  ## Prefect's and MLflow's pages in headless Chromium (Debian's package chromium); pictures in .pages
 	ALIGN_SCREENSHOTS=$(CURDIR)/.pages $(BIN)/python -m pytest -q -m pages
@@ -37,6 +41,16 @@ $(TRL)/.ready: constraints.txt
 	grep -v '^trl==' constraints.txt > $(TRL)/constraints.txt
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(TRL)/constraints.txt trl==1.12.0 peft
 	touch $(TRL)/.ready
+
+# Where DeepSpeed is installed transformers and accelerate import it whatever they do: so it has a place of its own, which
+# finds all else in the one that is there.
+$(DEEPSPEED)/.ready: $(READY)
+	$(PYTHON) -m venv $(DEEPSPEED)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(echo $(DEEPSPEED)/lib/python3.*/site-packages)/tested.pth
+	$(DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
+	$(DEEPSPEED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
+		deepspeed==0.19.8
+	touch $(DEEPSPEED)/.ready
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .
@@ -58,4 +72,4 @@ constraints: $(READY)  ## write down the versions installed now as the tested on
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; /^nvidia-/d; /^triton/d; /^cuda-/d' > constraints.txt
 
 clean:  ## remove the virtual environments; outputs in .align/ stay
-	rm -rf $(VENV) $(TRL) *.egg-info
+	rm -rf $(VENV) $(TRL) $(DEEPSPEED) *.egg-info

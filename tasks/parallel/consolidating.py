@@ -18,6 +18,19 @@ def local(tensor: Tensor) -> Tensor:
     return found
 
 
+def gradients(model: Any, optimizer: Any) -> list[Tensor]:
+    """This process's part of every gradient there is.
+
+    DeepSpeed has stepped by then, and keeps no more of them than their norm over all processes: that, as a scalar.
+    """
+    import torch
+
+    norm = getattr(getattr(optimizer, "optimizer", None), "_global_grad_norm", None)
+    if norm is not None:
+        return [torch.as_tensor(norm)]
+    return [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+
+
 def shard_on_cpu(state: Any) -> None:
     """Let accelerate's `state` divide weights among processes without a GPU, which it would pass over in silence.
 
@@ -45,6 +58,7 @@ def make_whole(model: Any, processes: Processes) -> None:
         return
     from torch import nn
     from torch.distributed.fsdp import FSDPModule
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     require_sharded(model)
 
@@ -64,6 +78,7 @@ def make_whole(model: Any, processes: Processes) -> None:
     for module in model.modules():
         if processes.first and isinstance(module, FSDPModule):  # FSDP's class is one made before the module's own
             module.__class__ = type(module).__bases__[1]
+    unset_hf_deepspeed_config()  # else a model that is loaded from here on would be divided as it is loaded
 
 
 def _is_part(parameter: Any) -> bool:

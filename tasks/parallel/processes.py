@@ -5,6 +5,7 @@ So whoever trains says what he wants (a sum over all, what the first one decides
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,6 +87,8 @@ class Several(Processes):
         from torch import distributed
 
         PartialState(cpu=cpu)
+        if mode == "deepspeed":  # which accelerate would pass over where it reads of a CPU; the device is decided now
+            os.environ["ACCELERATE_USE_CPU"] = "false"
         self.rank, self.count = distributed.get_rank(), distributed.get_world_size()
         self.sharding = f"divided by {mode} among {self.count} processes" if mode in SHARDED else ""
         self._words = distributed.new_group(backend="gloo")

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from artifacts.errors import InterruptedStage, NumberError
 from artifacts.jsonl import read_jsonl
 from tasks.context import Context
-from tasks.parallel.consolidating import local
+from tasks.parallel.consolidating import gradients
 from tasks.settings import Training
 from tasks.training.checkpoints import SHARDING, publish, require_space
 from tasks.training.rows import epoch_order, load_rows
@@ -133,13 +133,13 @@ class StepRecorder(TrainerCallback):
         """The figures beside the progress, NaN for those not known yet."""
         return {"loss": self.last.get("train/loss", float("nan"))}
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        gradients = [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = gradients(kwargs["model"], kwargs["optimizer"])
+        if not all(bool(gradient.isfinite().all()) for gradient in found):
             raise NumberError("the gradient became infinite or no number")
         if state.global_step or not self.must_learn_at_once:
             return
-        if not self.ctx.processes.any(any(bool(gradient.any()) for gradient in gradients)):
+        if not self.ctx.processes.any(any(bool(gradient.any()) for gradient in found)):
             raise NumberError("the gradient was exactly 0, so that nothing could be learned,")
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
-"""`python -m tests.bench.processes`: one against two processes, step by step for SFT and DPO, and how far apart all.
+"""`python -m tests.bench.processes [MODE ...]`: one against two processes, by step for SFT and DPO, in sum for all.
 
 A tiny model, 29 rows of unequal length in batches of 8 (feedback: 30), two epochs and a half; PPO on the completions
-that both sample alike.
+that both sample alike. Modes are those of `execution.launch`; deepspeed is left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ from tests.tasks.parallel.stages import FIELDS, execution
 from tests.tasks.rl.runs import World, furthest
 
 SHOWN = ("sft", "dpo")
-COMPARED = ("sft", "reward", "dpo", "dpo with sft_weight", "kto", "simpo", "orpo", "ppo")
-SHARDED = ("sft", "reward", "dpo")
+DIVIDED = ("sft", "reward", "dpo")
+COMPARED = {
+    "ddp": ("sft", "reward", "dpo", "dpo with sft_weight", "kto", "simpo", "orpo", "ppo"),
+    "fsdp": DIVIDED,
+    "deepspeed": DIVIDED if find_spec("deepspeed") else (),
+}
 LOSS = {"ppo": "loss/policy_avg"}
 
 
@@ -76,14 +81,14 @@ def compared(runs: Runs, name: str, mode: str) -> tuple[list[str], Table | None]
     return line, curves
 
 
-def main() -> None:
+def main(modes: list[str]) -> None:
     """Print the curves, then the largest differences."""
     table = Table(title="one against two processes, at the same global batch")
     for title in ("stage", "mode", "steps", "largest difference of the loss", "of the trained weights"):
         table.add_column(title, justify="left" if title in ("stage", "mode") else "right")
     with tempfile.TemporaryDirectory() as home:
         runs = Runs(Path(home))
-        for name, mode in [(name, "ddp") for name in COMPARED] + [(name, "fsdp") for name in SHARDED]:
+        for mode, name in [(each, name) for each in modes or COMPARED for name in COMPARED[each]]:
             line, curves = compared(runs, name, mode)
             table.add_row(*line)
             if curves is not None:
@@ -92,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

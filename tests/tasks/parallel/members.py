@@ -37,6 +37,11 @@ def environment(job: Job, rank: int, port: int) -> dict[str, str]:
         found |= {
             name: settings["fsdp_config"][name.lower()] for name in ("FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE")
         }
+    if launch.mode == "deepspeed":
+        found |= {"ACCELERATE_USE_DEEPSPEED": "true"}
+        for name, value in settings["deepspeed_config"].items():
+            prefix = "ACCELERATE_" if name.startswith("gradient_") else "ACCELERATE_DEEPSPEED_"
+            found[prefix + name.removesuffix("_flag").upper()] = str(value).lower()
     return found
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
+
+import pytest
 
 from tasks.context import Execution
 from tasks.parallel.settings import Launch, Mode
@@ -37,6 +40,12 @@ FIELDS: dict[str, Callable[[Any, Any, Any, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """By name, of which the first word is the stage, from base, SFT adapter, data by form, and PPO's small world."""
+
+DEEPSPEED = pytest.param(
+    "deepspeed",
+    marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="wants deepspeed: make proofs installs it"),
+)
+"""The mode, as a parameter of a test."""
 
 
 def execution(processes: int = 1, mode: Mode = "ddp", **more: Any) -> Execution:

@@ -10,9 +10,12 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.tasks.parallel.conftest import furthest
+from tests.tasks.parallel.stages import DEEPSPEED
 from tests.tasks.rl.runs import furthest as furthest_tensor
 
 LOSSES = ("train/loss", "validation/loss", "train/grad_norm")
+PARTS = {"fsdp": "pytorch_model_fsdp_0/*.distcp", "deepspeed": "global_step*/*_optim_states.pt"}
+"""What each process leaves in a checkpoint of a model that was divided, by mode."""
 FIGURES = ("train/entropy", "train/token_accuracy", "rewards/chosen", "rewards/margins")
 
 
@@ -48,7 +51,7 @@ def test_so_are_those_of_the_other_losses(name, micro_batch, ran):
     assert furthest(one, two, *FIGURES) < 2e-5
 
 
-@pytest.mark.parametrize("mode", ["fsdp"])
+@pytest.mark.parametrize("mode", ["fsdp", DEEPSPEED])
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
 def test_divided_weights_give_the_same_curves_and_whole_files(name, mode, ran):
     one, two = ran(name), ran(name, 2, mode)
@@ -61,12 +64,13 @@ def test_divided_weights_give_the_same_curves_and_whole_files(name, mode, ran):
             assert made.read_bytes() == file.read_bytes()
     assert len(list((one.draft / "out").iterdir())) == len(list((two.draft / "out").iterdir()))
     checkpoint = next((two.draft / "work").glob("checkpoint-*"))
-    assert len(list(checkpoint.glob("pytorch_model_fsdp_0/*.distcp"))) == 2, "the weights were not divided at all"
-    assert (checkpoint / "sharding").read_text() == "divided by fsdp among 2 processes"
+    assert len(list(checkpoint.glob(PARTS[mode]))) == 2, "the weights were not divided at all"
+    assert (checkpoint / "sharding").read_text() == f"divided by {mode} among 2 processes"
 
 
-def test_a_whole_model_that_was_divided_is_a_checkpoint_like_any_other(ran):
-    one, two = ran("sft whole"), ran("sft whole", 2, "fsdp")
+@pytest.mark.parametrize("mode", ["fsdp", DEEPSPEED])
+def test_a_whole_model_that_was_divided_is_a_checkpoint_like_any_other(mode, ran):
+    one, two = ran("sft whole"), ran("sft whole", 2, mode)
     assert furthest(one, two, "train/loss") < 5e-6
     names = [{path.name for path in (each.draft / "out").iterdir()} for each in (one, two)]
     assert names[0] == names[1]

@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 from tests.left import left_in
 from tests.tasks.parallel.conftest import run_here
 from tests.tasks.parallel.members import Members
+from tests.tasks.parallel.stages import DEEPSPEED
 
 PATIENCE_S = 240
 
@@ -106,7 +107,8 @@ def test_two_processes_under_the_launcher_end_with_the_bytes_of_two_without(ran,
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("sft", "ddp"), ("sft", "fsdp"), ("reward", "ddp"), ("dpo", "ddp"), ("kto", "ddp"), ("orpo", "ddp")],
+    [("sft", "ddp"), ("sft", "fsdp"), ("reward", "ddp"), ("dpo", "ddp"), ("kto", "ddp"), ("orpo", "ddp")]
+    + [pytest.param(name, *DEEPSPEED.values, marks=DEEPSPEED.marks) for name in ("sft", "sft whole", "reward", "dpo")],
 )
 def test_killed_amid_training_two_processes_go_on_to_the_same_bytes(ran, job_of, name, mode):
     often = {"save_interval": 1, "keep_checkpoints": 1, "mode": mode}

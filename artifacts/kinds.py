@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Artifact(BaseModel):
@@ -50,6 +50,8 @@ class Checkpoint(Model):
     """Complete weights in safetensors, with tokenizer and chat template; loads with plain transformers."""
 
     kind: ClassVar[str] = "checkpoint"
+    like: Checkpoint | None = Field(None, exclude=True, repr=False)
+    """Another one of its shape, for a plan to look at before this one is there. No part of a job."""
 
 
 class Quantized(Checkpoint):

@@ -21,8 +21,12 @@ from artifacts.errors import DataError, StageError
 from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Quantized, unquantized
 from tasks.context import Context
 from tasks.lora import whole_modules_problem
+from tasks.memory.adapted import Adapted
+from tasks.memory.lengths import Lengths
+from tasks.memory.parts import Memory
+from tasks.memory.reading import merge
 from tasks.shape import ModelShape
-from tasks.stage import Stage
+from tasks.stage import Stage, Terms
 
 if TYPE_CHECKING:
     from tasks.training.divergence import Divergence
@@ -60,7 +64,7 @@ class Merge(Stage):
         return self
 
     def output(self, key: str, path: Path) -> Artifact:
-        return Checkpoint(key=key, path=path)
+        return Checkpoint(key=key, path=path, like=unquantized(self.adapter.base))
 
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.adapter)
@@ -68,6 +72,15 @@ class Merge(Stage):
             return 1 << 30
         untied = shape.vocabulary * shape.hidden if whole_modules_problem(self.adapter) else 0
         return (shape.parameters + untied) * shape.bytes_each
+
+    def memory(self, terms: Terms) -> Memory | None:
+        shape, target = ModelShape.of(self.adapter), unquantized(self.adapter.base)
+        adapted = Adapted.start(shape, self.adapter, None, terms.adapters) if shape else None
+        lengths, whole = Lengths.of(self.data, terms.bounds), ModelShape.of(target)
+        if shape is None or adapted is None or lengths is None or whole is None:
+            return None
+        in_4_bits = shape.weight_bytes if shape.in_4_bits else 0
+        return merge(whole, adapted, terms.kind, self.prompts * lengths.longest_prompt, in_4_bits)
 
     def run(self, ctx: Context) -> dict[str, float]:
         from tasks.training.merging import Merged, write_merged

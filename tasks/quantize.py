@@ -21,8 +21,10 @@ from pydantic import model_validator
 from artifacts.errors import ModelError
 from artifacts.kinds import Artifact, Checkpoint, Quantized
 from tasks.context import Context
+from tasks.memory.parts import Memory
+from tasks.memory.reading import quantize
 from tasks.shape import ModelShape
-from tasks.stage import Stage
+from tasks.stage import Stage, Terms
 
 
 class Quantize(Stage):
@@ -51,6 +53,10 @@ class Quantize(Stage):
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.base)
         return (1 << 30) if shape is None else shape.parameters * shape.bytes_each
+
+    def memory(self, terms: Terms) -> Memory | None:
+        shape = ModelShape.of(self.base)
+        return None if shape is None else quantize(shape, terms.kind)
 
     def run(self, ctx: Context) -> dict[str, float]:
         from tasks.training.model_files import copy_companions, write_model

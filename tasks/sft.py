@@ -31,7 +31,9 @@ class SFT(OnBase):
 
     def output(self, key: str, path: Path) -> Artifact:
         whole = self.lora is None and self.adapter is None
-        return Checkpoint(key=key, path=path) if whole else Adapter(key=key, path=path, base=self.base)
+        if whole:
+            return Checkpoint(key=key, path=path, like=self.base)
+        return Adapter(key=key, path=path, base=self.base)
 
     def dataset(self) -> Dataset:
         return self.data

@@ -45,16 +45,18 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: Model) -> Self | None:
-        """The shape of a model's base, or None before it exists or for an unknown architecture.
+        """The shape of a model's base, or None for an unknown architecture.
 
-        One in 4 bits that has not been made yet has the shape of what it will be made of.
+        One that has not been made yet has the shape of what it will be made of, or None where that is not there either.
         """
         base = base_of(model)
         try:
             config = json.loads((base.path / "config.json").read_text())
         except (OSError, ValueError):  # not made yet, or damaged and to be made again
-            original = cls.of(base.original) if isinstance(base, Quantized) else None
-            return None if original is None else replace(original, bytes_each=4, in_4_bits=True)
+            if isinstance(base, Quantized):
+                original = cls.of(base.original)
+                return None if original is None else replace(original, bytes_each=4, in_4_bits=True)
+            return None if base.like is None else cls.of(base.like)
         return cls.from_config(config)
 
     @classmethod

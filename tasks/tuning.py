@@ -86,7 +86,9 @@ class FromPolicy(Stage):
         if isinstance(self.policy, Adapter):
             return Adapter(key=key, path=path, base=self.policy.base)
         assert isinstance(self.policy, Checkpoint)
-        return Checkpoint(key=key, path=path) if self.lora is None else Adapter(key=key, path=path, base=self.policy)
+        if self.lora is None:
+            return Checkpoint(key=key, path=path, like=self.policy)
+        return Adapter(key=key, path=path, base=self.policy)
 
 
 class Tuning(FromPolicy, Training):

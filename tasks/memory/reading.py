@@ -12,6 +12,8 @@ from tasks.memory.parts import LIBRARIES, Kind, Memory, fullest
 from tasks.memory.rows import SCORED_ROWS
 from tasks.shape import ModelShape
 
+COMPARED = 8 * 8 * (1 << 22)
+"""Bytes of what is compared at a time: eight float64 arrays of tasks/training/divergence.py's LOGITS."""
 SAMPLING_BATCH = 32
 """Completions that best of n writes at a time (tasks/rl/best.py, which imports torch)."""
 
@@ -51,3 +53,26 @@ def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled,
         reward=0 if judge is None else judge.base_bytes + judge.adapter_bytes,
     )  # fmt: skip
     return added(held, writing(shape, adapted, how, merges=True)).with_holes(kind)
+
+
+def quantize(shape: ModelShape, kind: Kind) -> Memory:
+    """The base, and beside it what its linear layers become in 4 bits."""
+    copy = replace(shape, bytes_each=4, in_4_bits=True)
+    linear = copy.weight_bytes - 4 * shape.others
+    return Memory(weights=shape.weight_bytes + linear, libraries=LIBRARIES[kind])
+
+
+def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_bits: int) -> Memory:
+    """Moments compared, each with the adapter:
+
+    writing    a file of the merged weights, all of them where they are in one
+    comparing  the largest module, `positions` in flight, and a few million logits of both models; and the `in_4_bits`
+               bytes of a base that the adapter was trained on so
+    """
+    held = Memory(libraries=LIBRARIES[kind], adapters=4 * adapted.parameters)
+    largest = max(whole.vocabulary * whole.hidden, *(inputs * outputs for _, inputs, outputs in whole.linears))
+    writing = replace(held, weights=whole.weight_bytes)
+    comparing = replace(
+        held, weights=in_4_bits + 4 * largest, activations=positions * passing(whole), logits=COMPARED
+    )  # fmt: skip
+    return fullest(writing, comparing)

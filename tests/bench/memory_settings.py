@@ -107,6 +107,9 @@ SETTINGS = [
             _online("long", batch_size=16, total_episodes=16, num_ppo_epochs=1, top_layers=10), {"micro_batch": 4}),
     Setting("grpo, 8 short rows", "grpo", _online("short", batch_size=16, total_episodes=16)),
     Setting("rloo, 2 long rows", "rloo", _online("long", batch_size=16, total_episodes=16), {"micro_batch": 2}),
+    Setting("quantize", "quantize", lambda work: {"base": work.base}, four_bits=True),
+    Setting("merge an adapter", "merge",
+            lambda work: {"adapter": work.adapter("base"), "data": work.data("preferences", "long")}),
     Setting("evaluate an adapter, 4 long rows", "evaluate", _evaluate("long", max_new_tokens=32)),
     Setting("evaluate a base, 4 short rows", "evaluate", _evaluate("short", "base", max_new_tokens=32)),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from artifacts.machine import machine_name
 from artifacts.store import Store
@@ -99,6 +100,21 @@ def test_a_base_in_4_bits_has_its_shape_before_it_is_made(planned: Planned, home
     make_all(home, recipe, "base4")
     assert before["memory"] == planned()["sft4"]["memory"] is not None
     assert before["memory"]["weights"] < planned()["sft"]["memory"]["weights"]
+
+
+def test_whole_weights_are_like_those_that_they_will_be_made_of(planned: Planned, home: Path, recipe: Path) -> None:
+    """A merge's, and those of what trains whole; what goes on from either is known too, with only the base there."""
+    stages = yaml.safe_load(recipe.read_text())["stages"]
+    stages["merged"] = {"uses": "merge", "adapter": "sft4", "data": "pairs"}
+    stages["whole"] = {**stages["sft"], "lora": None}
+    stages["on"] = {"uses": "dpo", "policy": "whole", "data": "pairs"}
+    for name in ("merged", "on"):
+        stages[f"eval_{name}"] = {"uses": "evaluate", "policy": name, "data": "pairs"}
+    recipe.write_text(yaml.safe_dump({"version": 1, "stages": stages}))
+    make_all(home, recipe, "base")
+    before = planned()
+    assert all(before[name]["memory_bytes"] for name in ("base4", "merged", "whole", "on", "eval_merged", "eval_on"))
+    assert before["eval_merged"]["memory"]["weights"] == before["eval_on"]["memory"]["weights"] == 4 * 90_624
 
 
 def test_memory_is_by_part_and_adds_up(planned: Planned, home: Path, recipe: Path) -> None:

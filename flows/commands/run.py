@@ -58,7 +58,7 @@ def retrain_recipe(given: Mapping[str, Any], *, as_json: bool) -> int:
     with watched(quiet=False):
         from httpx import HTTPError
 
-        from flows.deployments.retrain import align_retrain
+        from flows.retrain import align_retrain
 
         try:
             done = align_retrain(**given)

@@ -28,7 +28,7 @@ def deployments() -> list[RunnerDeployment]:
     """All that is served: any recipe, a form for each method, several methods compared, and retraining."""
     from flows.align import align
     from flows.deployments.methods import FLOWS, align_compare
-    from flows.deployments.retrain import align_retrain
+    from flows.retrain import align_retrain
 
     return [
         _deployed(align, "Run any recipe.", parameters={"recipe": "pipelines/tiny.yaml"}),

@@ -199,7 +199,7 @@ def test_the_recipe_that_was_run_is_left_to_be_run_by_hand(retrain, home):
 
 
 def test_the_page_shows_the_gate_with_its_figures_and_what_to_do_next(retrain, monkeypatch):
-    from flows.deployments.retrain import page
+    from flows.retrain import page
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000/")
     conditions = [

@@ -67,7 +67,7 @@ class DPO(Paired):
         return self
 
     def keyed_micro_batch(self, execution: Execution) -> int | None:
-        """None, even with dropout: TRL switches it off, since it would blur the log-ratios."""
+        """For losses that sort or compare the pairs of a whole pass."""
         return self.micro_batch(execution) if self.loss_type in ACROSS_PAIRS else None
 
     def memory_of(self, case: Case) -> Memory:

@@ -25,6 +25,7 @@ from typing import Any
 
 from artifacts.errors import DataError, StageError, UserError, ran_out_of_memory
 from tasks.checks import passes
+from tasks.rl.program_files import import_root
 from tasks.sources import places
 
 CHECKS = "checks"
@@ -119,10 +120,8 @@ def _imported(path: Path) -> Any:
     A file by itself gets a name of ours, so that one called like a library's module takes nobody's place; so does
     one in a package whose name someone else has, as in a copy of our own `pipelines/`.
     """
-    parts, folder = [path.stem], path.parent
-    while (folder / "__init__.py").exists():
-        parts.insert(0, folder.name)
-        folder = folder.parent
+    folder = import_root(path)
+    parts = path.relative_to(folder).with_suffix("").parts
     sys.path.append(str(folder))
     if len(parts) > 1 and _is_package_at(parts[0], folder / parts[0]):
         return importlib.import_module(".".join(parts))

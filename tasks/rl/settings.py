@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from artifacts.errors import DataError, ModelError
-from artifacts.fingerprint import FileDigests
+from artifacts.fingerprint import FileDigests, tree_digest
 from artifacts.kinds import Adapter, Dataset, Model, RewardModel, base_of, unquantized
 from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
 from tasks.memory.online import Judge, Sampled
+from tasks.rl.program_files import import_root, imported_files
 from tasks.rl.programs import is_program, locate_program, program_names
 from tasks.shape import ModelShape
 from tasks.stage import Outside, Stage, Terms
@@ -91,6 +92,8 @@ class Sampling(Stage):
         for located, name in program_names(self.programs).items():
             path = located.rpartition(":")[0]
             source = {"sha256": digests.of(Path(path))} if path else {}
+            if path and (imported := imported_files(Path(path))):
+                source["imports"] = tree_digest(import_root(Path(path)), imported, digests)
             named[name] = {"weight": self.programs[located], **source}
         return {"programs": named} if named else {}
 

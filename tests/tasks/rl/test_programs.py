@@ -15,6 +15,7 @@ from artifacts.fingerprint import FileDigests
 from tasks.context import Execution
 from tasks.ppo import PPO
 from tasks.rl.loop import Loop
+from tasks.rl.program_files import imported_files
 from tasks.rl.programs import Programs, load_program, locate_program
 from tests.tasks.rl.runs import World, run, same, source
 
@@ -152,6 +153,36 @@ def test_the_key_holds_a_programs_source_and_weight_and_no_path(world, tmp_path)
     assert content(path, weight=2.0) != before
     path.write_text(path.read_text() + "# a comment\n")
     assert content(path) != before
+
+
+def test_what_a_program_imports_from_beside_it_is_in_the_key_too(world, tmp_path):
+    """And what that imports; in a package from the package; not what lies beside it unused, nor libraries."""
+    path = source(tmp_path / "alone", "import words\n    return [words.worth(text) for text in completions]")
+    beside = path.with_name("words.py")
+    beside.write_text("import math\nimport deep\n\ndef worth(text):\n    return float(len(text)) + deep.MORE\n")
+    deep, unused = path.with_name("deep.py"), path.with_name("unused.py")
+    package = tmp_path / "house" / "judge.py"
+    package.parent.mkdir()
+    package.write_text(
+        "from . import words\nfrom .rooms.small import MORE\n\ndef score(prompts, completions):\n    return []\n"
+    )
+    small = package.parent / "rooms" / "small.py"
+    small.parent.mkdir()
+    for file in (deep, unused, small):
+        file.write_text("MORE = 1.0\n")
+    for file in (package.parent / "__init__.py", small.with_name("__init__.py"), package.with_name("words.py")):
+        file.write_text("")
+    assert [file.name for file in imported_files(path)] == ["deep.py", "words.py"]
+    assert [file.name for file in imported_files(package)] == ["__init__.py", "__init__.py", "small.py", "words.py"]
+
+    def content() -> Any:
+        stage = PPO.model_validate(world.fields(programs={f"{path}:score": 1.0, f"{package}:score": 1.0}))
+        return stage.content(FileDigests(tmp_path / "memory"))
+
+    for file, enters in ((beside, True), (deep, True), (small, True), (unused, False)):
+        before = content()
+        file.write_text(file.read_text() + "# changed\n")
+        assert (content() != before) is enters, file
 
 
 # Calling

@@ -123,7 +123,7 @@ def _lines(report: dict[str, Any], servers: Servers) -> str:
         rows.append(f"{SAID[role]:12} {state:15} {one['url'] or '-'}")
     rows.append(f"recipes are looked up in {report['folder']}; logs are in {report['logs']}")
     if only := reads_only(servers):
-        rows.append(f"{only}; `align down`, then ALIGN_DATA_ROOTS=FOLDER:... `align up` lets them read elsewhere")
+        rows.append(f"{only} (ALIGN_DATA_ROOTS says where, when `align up` starts them)")
     return "\n".join(rows)
 
 

@@ -44,7 +44,7 @@ def test_what_runs_may_not_read_is_said(
     main(["up", "--status"])
     *_, looked, only = capsys.readouterr().out.splitlines()
     assert looked.startswith(f"recipes are looked up in {tmp_path};")
-    assert only.startswith(f"served runs read only what is in {SHIPPED}; ") and ROOTS in only
+    assert only.startswith(f"served runs read only what is in {SHIPPED} (") and ROOTS in only
 
 
 @pytest.mark.parametrize("below", ["", "/.."])

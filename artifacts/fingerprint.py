@@ -62,6 +62,11 @@ def file_digest(path: Path) -> str:
     return sha.hexdigest()
 
 
+def _seen(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
 class FileDigests:
     """File digests remembered by (path, size, mtime, inode), so that planning over large weights is instant.
 
@@ -78,18 +83,18 @@ class FileDigests:
 
     def of(self, path: Path) -> str:
         """The file's digest, read again only when its size, time or inode has changed."""
-        stat = path.stat()
-        seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        seen = _seen(path)
         known = self._known.get(str(path.resolve()))
         if known and known[:3] == seen:
             return str(known[3])
-        return self.remember(path, file_digest(path))
+        sha = file_digest(path)
+        return self.remember(path, sha) if _seen(path) == seen else sha  # else it was replaced while it was read
 
     def remember(self, path: Path, sha: str) -> str:
         """Keep a digest that was just computed; returns it."""
-        stat = path.stat()
-        if time.time_ns() - stat.st_mtime_ns > RACY_NS:
-            self._known[str(path.resolve())] = [stat.st_size, stat.st_mtime_ns, stat.st_ino, sha]
+        seen = _seen(path)
+        if time.time_ns() - seen[1] > RACY_NS:
+            self._known[str(path.resolve())] = [*seen, sha]
         return sha
 
     def save(self) -> None:

@@ -56,7 +56,7 @@ def _here(job: Job) -> Ending:
     def work() -> dict[str, float]:
         context = job.context(events=os.environ.get("ALIGN_EVENTS") == "1")
         context.stop.listen()
-        return job.stage().run(context)
+        return job.run(context)
 
     return ending(job, work)
 

@@ -45,7 +45,7 @@ class Adopt(Stage):
 
     def output(self, key: str, path: Path) -> Artifact:
         if self.complete:
-            return Checkpoint(key=key, path=path)
+            return Checkpoint(key=key, path=path, like=self.base)
         return Adapter(key=key, path=path, base=self.base)
 
     def locate(self, folders: Sequence[Path]) -> Self:

@@ -27,7 +27,7 @@ from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
 from tasks.memory.parts import Memory
 from tasks.memory.reading import SAMPLING_BATCH, sample
-from tasks.rl.settings import Sampling, distinct_prompts
+from tasks.rl.settings import Sampling
 from tasks.shape import ModelShape
 from tasks.splits import write_split
 from tasks.stage import Terms
@@ -63,7 +63,7 @@ class BestOfN(Sampling):
 
     def run(self, ctx: Context) -> dict[str, float]:
         from tasks.rl.best import sample_best
-        from tasks.training.rows import load_rows
+        from tasks.training.rows import distinct_prompts, load_rows
 
         rows = distinct_prompts(load_rows(self.data, "train"))[: self.max_prompts]
         self.require_room(rows)

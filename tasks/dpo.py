@@ -70,7 +70,7 @@ class DPO(Paired):
         return self
 
     def keyed_micro_batch(self, execution: Execution) -> int | None:
-        """None, even with dropout: TRL switches it off, since it would blur the log-ratios."""
+        """For losses that sort or compare the pairs of a whole pass."""
         return self.micro_batch(execution) if self.loss_type in ACROSS_PAIRS else None
 
     def memory_of(self, case: Case) -> Memory:
@@ -80,6 +80,7 @@ class DPO(Paired):
         from datasets import Dataset as Rows
         from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
+        from tasks.parallel.sharing import SFT_TERM
         from tasks.training.logps import trunk_of
         from tasks.training.models import load_model
         from tasks.training.rows import load_rows, pair_ids, pair_length
@@ -92,7 +93,7 @@ class DPO(Paired):
         model, tokenizer = trainable(self.policy, self.lora, ctx)
         losses: dict[str, Any] = {"loss_type": [self.loss_type], "label_smoothing": self.label_smoothing}
         if self.sft_weight:
-            losses |= {"loss_type": [self.loss_type, "sft"], "loss_weights": [1.0, self.sft_weight]}
+            losses |= {"loss_type": [self.loss_type, SFT_TERM], "loss_weights": [1.0, self.sft_weight]}
         whole = not hasattr(model, "peft_config")
         reference = load_model(self.policy, ctx.device(), float32=True) if whole else None
         for one in filter(None, (model, reference)):
@@ -101,7 +102,7 @@ class DPO(Paired):
         # means of several passes become one.
         chosen, rejected = ([len(row[f"{side}_ids"]) for row in rows] for side in ("chosen", "rejected"))
         both = [a + b for a, b in zip(chosen, rejected, strict=True)]
-        counts = {"sft": chosen, "mean_token_accuracy": chosen, "entropy": both}
+        counts = {"mean_token_accuracy": chosen, "entropy": both} | ({SFT_TERM: chosen} if self.sft_weight else {})
         # TRL's trainer, but it takes our token ids as they are and goes through them in our order.
         trainer = ids_only(DPOTrainer, lengths, self, ctx, counts)(
             model=model,

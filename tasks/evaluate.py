@@ -30,11 +30,13 @@ from tasks.shape import ModelShape
 from tasks.stage import Stage, Terms
 from tasks.statistics import mean_interval, share_interval, win_rate
 
+Rows = list[dict[str, Any]]
+
 
 class Evaluate(Stage):
     """Measures `policy` on the held-out split of `data`."""
 
-    version: ClassVar[int] = 3  # 2 rounded the adapter into bfloat16 weights while it sampled
+    version: ClassVar[int] = 4  # 3 took a prompt of several rows for as many prompts
 
     policy: Model
     data: Dataset
@@ -46,7 +48,8 @@ class Evaluate(Stage):
     against: Report | None = None
     """Another policy's report, over which the win rate is counted."""
     max_prompts: int | None = Field(None, ge=1)
-    """Use only the first so many held-out rows."""
+    """Use only the first so many held-out rows. Of rows with one prompt it is completed and judged once: completions
+    of the same prompt are no independent ones."""
     max_scored: int | None = Field(None, ge=1)
     """Take loss, preference accuracy and KL on only the first so many of them; they cost more than they vary."""
     max_new_tokens: int = Field(48, ge=1)
@@ -78,19 +81,20 @@ class Evaluate(Stage):
     def run(self, ctx: Context) -> dict[str, float]:
         import torch
 
-        from tasks.training.rows import load_rows
+        from tasks.training.rows import distinct_prompts, load_rows
 
         rows = load_rows(self.data, "test")[: self.max_prompts]
         if not rows:
             raise DataError("evaluate: the data has no held-out rows; set its test_size or test_source")
+        prompts = distinct_prompts(rows)
         torch.manual_seed(ctx.seed)
         with torch.no_grad():
-            results, metrics = self._measure(rows, ctx)
-        metrics |= self._judge(rows, results, ctx)
+            results, metrics = self._measure(rows, prompts, ctx)
+        metrics |= self._judge(prompts, results, ctx)
         self._write(results, metrics, ctx)
         return metrics
 
-    def _measure(self, rows: list[dict[str, Any]], ctx: Context) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    def _measure(self, rows: Rows, prompts: Rows, ctx: Context) -> tuple[Rows, dict[str, float]]:
         """Everything that needs the policy in memory."""
         from tasks.training.likelihood import kl_to, likelihoods
         from tasks.training.models import base_tokenizer, load_model
@@ -100,18 +104,18 @@ class Evaluate(Stage):
         model = load_model(self.policy, ctx.device())
         scored = rows[: self.max_scored]
         results = sample(
-            model, tokenizer, rows, max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+            model, tokenizer, prompts, max_new_tokens=self.max_new_tokens, temperature=self.temperature,
             batch_size=self.batch_size, ctx=ctx,
         )  # fmt: skip
         metrics = likelihoods(model, tokenizer, scored, self.batch_size // 2 or 1, ctx)
         if self.reference is not None:
-            short = results[: len(scored)]
+            short = results[: self.max_scored]
             metrics["eval/kl_to_reference"] = kl_to(
                 model, self.reference, tokenizer, short, self.batch_size // 2 or 1, ctx
             )
         return results, metrics
 
-    def _judge(self, rows: list[dict[str, Any]], results: list[dict[str, Any]], ctx: Context) -> dict[str, float]:
+    def _judge(self, rows: Rows, results: Rows, ctx: Context) -> dict[str, float]:
         """Checks, scores, lengths, and wins over the other report; fills them into `results`."""
         metrics = {
             "eval/length_mean": sum(len(result["completion_ids"]) for result in results) / len(results),
@@ -137,11 +141,18 @@ class Evaluate(Stage):
             metrics |= self._wins(results, ctx)
         return metrics
 
-    def _wins(self, results: list[dict[str, Any]], ctx: Context) -> dict[str, float]:
+    def _wins(self, results: Rows, ctx: Context) -> dict[str, float]:
+        """Over the prompts of both reports; scores decide only if one reward model gave both."""
         assert self.against is not None
-        theirs = {other["row"]: other for other in read_completions(self.against.path)}
-        pairs = [(outcome(result), outcome(theirs[result["row"]])) for result in results if result["row"] in theirs]
-        decided = [(mine, other) for mine, other in pairs if mine is not None and other is not None]
+        theirs = {(other["row"], other["prompt"]): other for other in read_completions(self.against.path)}
+        pairs = [(result, theirs[at]) for result in results if (at := (result["row"], result["prompt"])) in theirs]
+        if not pairs:
+            raise DataError("against: that evaluation has none of these prompts; give both the same data")
+        other_reward = json.loads((self.against.path / "report.json").read_text())["reward"]
+        if self.reward is None or other_reward != self.reward.key:
+            pairs = [(mine, other) for mine, other in pairs if "passed" in mine and "passed" in other]
+        both = [(outcome(mine), outcome(other)) for mine, other in pairs]
+        decided = [(mine, other) for mine, other in both if mine is not None and other is not None]
         if not decided:
             return {}
         rate, low, high = win_rate(decided, ctx.seed)

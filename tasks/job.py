@@ -49,6 +49,14 @@ class Job(BaseModel):
         bound = {name: revive(described) for name, described in self.inputs.items()}
         return stage_class(self.uses).model_validate({**self.settings, **bound})
 
+    def run(self, context: Context) -> dict[str, float]:
+        """Do the work; gives the stage's figures."""
+        from tasks.training.one_tokenizer import require_one_tokenizer
+
+        stage = self.stage()
+        require_one_tokenizer(stage)
+        return stage.run(context)
+
     def in_several(self) -> bool:
         """Whether it is for several processes: of stages that don't train there is nothing to divide."""
         return self.execution.launch.several and issubclass(stage_class(self.uses), Optimizing)

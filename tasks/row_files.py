@@ -41,9 +41,13 @@ def raw_rows(source: str) -> Iterator[Any]:
 def most_rows(path: Path) -> int:
     """At least as many as a file has rows, without reading what they hold: lines, or what Parquet says of itself."""
     if path.suffix.lower() == ".parquet":
+        import pyarrow
         import pyarrow.parquet
 
-        return int(pyarrow.parquet.read_metadata(path).num_rows)
+        try:
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
+        except pyarrow.ArrowInvalid as error:
+            raise DataError(f"{path.name}: not a Parquet file ({error})") from error
     mark = b"{" if path.suffix.lower() == ".json" else b"\n"
     with path.open("rb") as file:
         return 1 + sum(block.count(mark) for block in iter(lambda: file.read(1 << 20), b""))

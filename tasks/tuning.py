@@ -75,6 +75,8 @@ class FromPolicy(Stage):
     def _one_adapter(self) -> Self:
         if self.lora is not None and isinstance(self.policy, Adapter):
             raise ValueError("lora must be left out: `policy` is an adapter already, and goes on training as it is")
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("lora.dropout: wanted 0, since it would blur the log-probabilities that are compared here")
         _require_adapters(self.policy, self.lora)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 from collections.abc import Collection, Sequence
@@ -78,8 +79,12 @@ def methods_of(policies: Sequence[Compared], lineage: Lineage) -> list[Method]:
 
 
 def _name(names: Sequence[str], taken: Collection[str]) -> str:
-    """What the names have in common: `dpo` of `dpo@seed=0` and `dpo@seed=1`, or of `RUN:dpo` and `OTHER:dpo`."""
+    """What the names have in common: `dpo` of `dpo@seed=0` and `dpo@seed=1`, or of `RUN:dpo` and `OTHER:dpo`.
+
+    With a number behind it where that is taken: no method stands in another's place.
+    """
     shared = {SEED.sub("", name.rpartition(":")[2]) for name in names}
-    if len(names) == 1 or len(shared) > 1 or shared & set(taken):
-        return names[0]
-    return shared.pop()
+    alone = len(names) == 1 or len(shared) > 1 or shared & set(taken)
+    name = names[0] if alone else shared.pop()
+    numbered = (f"{name} ({number})" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from artifacts.jsonl import read_jsonl
 from artifacts.kinds import Dataset
 
 READABLE = 32 << 20
@@ -75,8 +76,7 @@ class Lengths:
 def _read(split: Path, changed: int) -> Lengths:
     """`changed` makes another file under the same name another one to remember."""
     prompts, completions = [], []
-    for line in split.read_text().splitlines():
-        row: dict[str, Any] = json.loads(line)
+    for row in read_jsonl(split):
         prompts.append(len(row["prompt_ids"]))
         completions.append([len(row[f"{name}_ids"]) for name in ("completion", "chosen", "rejected") if name in row])
     return Lengths(len(prompts), prompts, completions)

@@ -14,6 +14,8 @@ from tasks.shape import ModelShape
 
 COMPARED = 8 * 8 * (1 << 22)
 """Bytes of what is compared at a time: eight float64 arrays of tasks/training/divergence.py's LOGITS."""
+SHARD = 2 * 10**9
+"""Bytes of a file of weights, at most (tasks/training/model_files.py, which imports torch)."""
 SAMPLING_BATCH = 32
 """Completions that best of n writes at a time (tasks/rl/best.py, which imports torch)."""
 
@@ -65,13 +67,13 @@ def quantize(shape: ModelShape, kind: Kind) -> Memory:
 def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_bits: int) -> Memory:
     """Moments compared, each with the adapter:
 
-    writing    a file of the merged weights, all of them where they are in one
+    writing    a file of the merged weights; in main memory, wherever it is compared
     comparing  the largest module, `positions` in flight, and a few million logits of both models; and the `in_4_bits`
                bytes of a base that the adapter was trained on so
     """
     held = Memory(libraries=LIBRARIES[kind], adapters=4 * adapted.parameters)
     largest = max(whole.vocabulary * whole.hidden, *(inputs * outputs for _, inputs, outputs in whole.linears))
-    writing = replace(held, weights=whole.weight_bytes)
+    writing = replace(held, weights=min(whole.weight_bytes, SHARD) if kind == "cpu" else 0)
     comparing = replace(
         held, weights=in_4_bits + 4 * largest, activations=positions * passing(whole), logits=COMPARED
     )  # fmt: skip

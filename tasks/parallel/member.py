@@ -46,7 +46,7 @@ def work(job: Job) -> dict[str, float]:
     context = job.context(events=os.environ.get("ALIGN_EVENTS") == "1", processes=processes)
     context.stop.listen()
     try:
-        return job.stage().run(context)
+        return job.run(context)
     except LeaveToTheFirst:
         return {}
 

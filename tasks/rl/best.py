@@ -10,7 +10,7 @@ from artifacts.syncing import write_whole
 from tasks.context import Context
 from tasks.rl.rewards import Rewards, Scored
 from tasks.rl.sampler import Sampled, Sampler, row_draws
-from tasks.rl.settings import Sampling, require_one_tokenizer, stop_ids
+from tasks.rl.settings import Sampling, stop_ids
 from tasks.training.models import base_tokenizer, load_model
 from tasks.training.sampling import merged
 
@@ -43,7 +43,6 @@ class Best:
     """A policy, and what scores it."""
 
     def __init__(self, stage: Sampling, n: int, ctx: Context) -> None:
-        require_one_tokenizer(stage)
         self.stage, self.n, self.seed = stage, n, ctx.seed
         tokenizer = base_tokenizer(stage.policy)
         self.rewards = Rewards(stage, tokenizer, ctx)

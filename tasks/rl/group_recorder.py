@@ -9,9 +9,8 @@ from typing import Any
 
 from tasks.context import Context
 from tasks.rl.groups import Groups, Order
-from tasks.rl.settings import distinct_prompts
 from tasks.training.recorder import StepRecorder
-from tasks.training.rows import load_rows
+from tasks.training.rows import distinct_prompts, load_rows
 
 NAMES = {
     "loss": "train/loss",

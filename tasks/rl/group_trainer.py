@@ -12,11 +12,11 @@ from tasks.context import Context
 from tasks.rl.group_recorder import GroupRecorder
 from tasks.rl.groups import Groups, Order
 from tasks.rl.rewards import Rewards
-from tasks.rl.settings import distinct_prompts, stop_ids
+from tasks.rl.settings import stop_ids
 from tasks.training.logps import trunk_of
 from tasks.training.models import base_tokenizer, require_matrices_only
 from tasks.training.plain_model import plain_sampling, positions_from_mask
-from tasks.training.rows import load_rows
+from tasks.training.rows import distinct_prompts, load_rows
 from tasks.training.trainable import save_trained, trainable
 from tasks.training.trainer import (
     Checked,

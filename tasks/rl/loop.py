@@ -16,13 +16,13 @@ from tasks.rl.programs import Programs
 from tasks.rl.roles import Roles
 from tasks.rl.rollout import MicroBatch, Rollout, Scorer, by_length
 from tasks.rl.sampler import Sampled, Sampler, row_draws
-from tasks.rl.settings import distinct_prompts, require_one_tokenizer, stop_ids
+from tasks.rl.settings import stop_ids
 from tasks.rl.shares import Dealt
 from tasks.rl.state import capture, load_state, restore, save_state
 from tasks.rl.update import Update, adam
 from tasks.training.checkpoints import last_good
 from tasks.training.models import base_tokenizer
-from tasks.training.rows import load_rows, take
+from tasks.training.rows import distinct_prompts, load_rows, take
 from tasks.training.sampling import merged
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ class Loop:
         stage.require_room([*self.rows, *self.tests])
         programs = Programs(stage.programs)
         programs.check([*self.rows, *self.tests])
-        require_one_tokenizer(stage)
         self.roles = Roles(stage.policy, stage.reward, stage.lora, stage.top_layers, ctx)
         self.sampler = Sampler(
             self.roles.policy.model, stop_ids=stops, pad=self.tokenizer.pad_token_id, temperature=stage.temperature,

@@ -150,23 +150,3 @@ def stop_ids(tokenizer: Any, stop_token: str | None) -> list[int]:
             f"as {len(ids)} tokens: {tokenizer.convert_ids_to_tokens(ids)}"
         )
     return sorted({int(ids[0]), int(tokenizer.eos_token_id)})
-
-
-def require_one_tokenizer(stage: Sampling) -> None:
-    """Raise ModelError unless all inputs speak the policy's tokens: ids are handed on as they are."""
-    from tasks.training.models import base_tokenizer, load_tokenizer
-
-    vocabulary = base_tokenizer(stage.policy).get_vocab()
-    for name, artifact in stage.bound().items():
-        base = getattr(artifact, "base", None)
-        if base is not None and load_tokenizer(base).get_vocab() != vocabulary:
-            raise ModelError(f"{name}: its base has another tokenizer than the policy's; make it with the same one")
-
-
-def distinct_prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with each prompt once (a preference set has one several times), without their completions."""
-    first: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in rows:
-        first.setdefault(tuple(row["prompt_ids"]), row)
-    kept = ("row", "prompt", "prompt_ids", "check")
-    return [{name: row[name] for name in kept if name in row} for row in first.values()]

@@ -150,6 +150,8 @@ class StepRecorder(TrainerCallback):
         late = self.ctx.processes.any(self.ctx.save_clock.due())
         if (self.stops or late) and state.global_step % saveable(self.ctx, self.saves_at) == 0:
             control.should_save = True
+        if self.ctx.processes.sharding and state.global_step >= state.max_steps:
+            control.should_save = False  # its parts could only be brought together by training on, and that is over
         if control.should_save:
             trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
             require_space(self.ctx.work, COPIES_IN_CHECKPOINT * trained)

@@ -21,6 +21,15 @@ def load_rows(data: Dataset, split: Literal["train", "test"]) -> list[dict[str, 
     return read_jsonl(Path(data.path) / f"{split}.jsonl")
 
 
+def distinct_prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with each prompt once (a preference set has one several times), without their completions."""
+    first: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(tuple(row["prompt_ids"]), row)
+    kept = ("row", "prompt", "prompt_ids", "check")
+    return [{name: row[name] for name in kept if name in row} for row in first.values()]
+
+
 def pair_ids(row: dict[str, Any]) -> dict[str, list[int]]:
     """What a trainer on pairs needs of a row."""
     return {name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}

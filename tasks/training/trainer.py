@@ -130,15 +130,16 @@ def shared(
 ) -> tuple[type, ...]:
     """What a trainer must do besides as one of several processes; for one alone mostly nothing.
 
-    The trainer averages the micro-batches of a step as if all had as many rows, which is wrong for TRL's means in an
-    epoch's short last batch.
+    The trainer averages the micro-batches of a step as if all had as many rows, and TRL's mean over tokens beside the
+    one over pairs as if all had as many tokens: wrong in an epoch's short last batch, and with that term in every one.
     """
-    from tasks.parallel.sharing import SharedMeans, SharedSums
+    from tasks.parallel.sharing import SFT_TERM, SharedMeans, SharedSums
     from tasks.training.own_loss import OwnLoss
 
     processes, micro, ours = ctx.processes, stage.micro_batch(ctx.execution), issubclass(trainer, OwnLoss)
-    uneven = micro < stage.batch_size and len(lengths) % stage.batch_size and not stage.keyed_micro_batch(ctx.execution)
-    if processes.count == 1 and (ours or not uneven):
+    cut = micro < stage.batch_size and not stage.keyed_micro_batch(ctx.execution)
+    uneven = len(lengths) % stage.batch_size or SFT_TERM in counts
+    if processes.count == 1 and (ours or not (cut and uneven)):
         return ()
     share = Share(lengths, stage.batch_size, micro, ctx.seed, rank=processes.rank, count=processes.count)
     kind = SharedSums if ours else SharedMeans

@@ -104,6 +104,27 @@ def test_a_file_written_within_the_clocks_tick_is_not_trusted(tmp_path: Path) ->
     assert digests.of(path) != first
 
 
+def test_one_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even by one that says it is as old, as a copy that keeps times does."""
+    path, other = tmp_path / "weights", tmp_path / "other"
+    path.write_text("old")
+    other.write_text("new")
+    then = time.time() - 10
+    for each in (path, other):
+        os.utime(each, (then, then))
+
+    def replaced_meanwhile(read: Path) -> str:
+        sha = file_digest(read)
+        if other.exists():
+            other.replace(path)
+        return sha
+
+    monkeypatch.setattr("artifacts.fingerprint.file_digest", replaced_meanwhile)
+    digests = FileDigests(tmp_path / "digests.json")
+    old = digests.of(path)
+    assert digests.of(path) == file_digest(path) != old
+
+
 @pytest.mark.parametrize("rubbish", ["", "[1, 2]", "{", '"x"', "\0"])
 def test_a_broken_memory_of_digests_costs_time_and_nothing_else(tmp_path: Path, rubbish: str) -> None:
     memory, path = tmp_path / "digests.json", tmp_path / "rows"

@@ -55,7 +55,7 @@ class Kitchen:
             draft = self.store.draft(uses, key)
             job = Job.of(stage, uses=uses, key=key, seed=0, execution=execution or Execution(threads=2), draft=draft)
             context: Context = job.context(events=False)
-            metrics = stage.run(context)
+            metrics = job.run(context)
             self.store.commit(
                 uses=uses, key=key, kind=stage.output(key, folder).kind, payload=payload, fields=stage.settings(),
                 metrics=metrics, seconds=0.0, source_digest=stage.source_digest(),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import DataError
+from tasks.row_files import most_rows
 from tasks.rows import Row, read_rows
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -193,3 +194,11 @@ def test_a_file_that_holds_no_rows(tmp_path: Path, name: str, content: bytes, me
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_rows(str(tmp_path / name), "demonstrations")
+
+
+def test_neither_is_a_broken_parquet_file_counted(tmp_path: Path) -> None:
+    """As a plan does, before anything is read."""
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match=r"rows\.parquet: not a Parquet file"):
+        most_rows(path)

@@ -34,6 +34,15 @@ def test_other_seeds_of_the_same_chain_are_one_method_and_other_settings_are_not
     }  # fmt: skip
 
 
+def test_no_method_takes_the_place_of_another_whose_name_it_would_have(chain):
+    shelf, data, sft, dpo = chain
+    start = sft(0)
+    runs = {"dpo_1": dpo(start, 1), "dpo_2": dpo(start, 2), "dpo": dpo(start, 0, beta=0.01)}
+    reports = [shelf.report(name, key, [True], data=data) for name, key in runs.items()]
+    found = methods_of(reports, Lineage(shelf.store))
+    assert {method.name: len(method.policies) for method in found} == {"dpo": 2, "dpo (2)": 1}
+
+
 def test_seeds_of_several_stages_are_dropped_from_a_name_as_well(chain):
     shelf, data, sft, dpo = chain
     names = [f"dpo@dpo.seed={seed},reward.seed=0" for seed in (0, 1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipelines.comparison.methods import Method
@@ -104,3 +106,21 @@ def test_seeds_are_a_mean_by_prompt_and_a_test_of_their_own():
     assert (pair.after, pair.before, pair.difference) == ("ppo", "dpo", pytest.approx(0.25))
     assert pair.p_seeds == 1.0  # means 0.25 apart; every deal of 0.5, 0.5, 0.5, 1 in two pairs is
     assert pairs_of(methods(policy("one", [True]), policy("two", [True])))[0].p_seeds is None
+
+
+def test_win_rates_over_unlike_opponents_are_no_ground_for_a_test_over_seeds():
+    """Where checks decide some rows and scores others there is nothing else that every seed has."""
+    base = methods(policy("base", [True, 0.5]))[0]
+    sft, again = (
+        Method(name, tuple(_seeds(name, against, 2)))
+        for name, against in (("sft", "key of base"), ("dpo", "key of sft"))
+    )
+    assert pairs_of([base, sft, again])[1].p_seeds is None
+    other = Method("kto", tuple(_seeds("kto", "key of sft", 2)))
+    alike = next(pair for pair in pairs_of([base, sft, again, other]) if (pair.before, pair.after) == ("dpo", "kto"))
+    assert alike.p_seeds is not None
+
+
+def _seeds(name: str, against: str, count: int) -> list[Compared]:
+    runs = [policy(name if seed == 0 else f"{name} {seed}", [True, 1.0], against) for seed in range(count)]
+    return [replace(run, metrics={"eval/win_rate": 0.5}) for run in runs]

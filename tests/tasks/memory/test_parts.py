@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import LlamaConfig
 
+from artifacts.kinds import Checkpoint, Demonstrations
 from tasks.lora import LoRA
 from tasks.memory import logits, online, reading, rows
 from tasks.memory.adapted import Adapted
@@ -20,6 +23,7 @@ from tasks.shape import ModelShape
 from tasks.training.classifier import SCORING_BATCH
 from tasks.training.feedback_trainer import REFERENCE_BATCH
 from tasks.training.logps import CHUNK
+from tasks.training.model_files import SHARD
 
 CONFIG: dict[str, Any] = {
     **LlamaConfig(
@@ -178,6 +182,19 @@ def test_the_fullest_moment_counts_and_holes_are_a_cpus_alone() -> None:
 )
 def test_sizes_are_those_of_the_modules_that_import_torch(ours: int, theirs: int) -> None:
     assert ours == theirs
+
+
+def test_rows_are_read_to_the_last_whatever_line_ends_their_texts_hold(tmp_path: Path) -> None:
+    row = {"row": 0, "prompt": "a\u2028b", "prompt_ids": [1] * 7, "completion": "c", "completion_ids": [2] * 3}
+    data = Demonstrations(key="d", path=tmp_path, base=Checkpoint(key="b", path=tmp_path))
+    (tmp_path / "report.json").write_text('{"train": {"rows": 1}}')
+    (tmp_path / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    found = Lengths.of(data, {})
+    assert found is not None and (found.longest_prompt, found.longest_row) == (7, 10)
+
+
+def test_a_file_of_weights_is_as_large_as_they_are_written() -> None:
+    assert f"{reading.SHARD // 10**9}GB" == SHARD
 
 
 def test_tiles_are_trls() -> None:

@@ -126,6 +126,23 @@ def test_killed_amid_training_two_processes_go_on_to_the_same_bytes(ran, job_of,
     assert (left.digests, left.points, left.figures) == (wanted.digests, wanted.points, wanted.figures)
 
 
+@pytest.mark.parametrize("mode", ["fsdp", DEEPSPEED])
+def test_killed_once_it_has_trained_it_goes_on_from_the_last_checkpoint(ran, job_of, mode):
+    often = {"save_interval": 4, "keep_checkpoints": 1, "mode": mode}
+    undisturbed, job = ran("sft", 2, **often), job_of("sft", processes=2, **often)
+    assert -signal.SIGKILL in Members(job, before=dying_before_it_saves).end()
+    assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-8"]
+    assert run_here(job) == [0, 0], (job.draft / "log.txt").read_text()
+    left, wanted = left_in(job.draft), left_in(undisturbed.draft)
+    assert (left.digests, left.points, left.figures) == (wanted.digests, wanted.points, wanted.figures)
+
+
+def dying_before_it_saves(rank: int) -> None:
+    from tasks.training import trainable
+
+    trainable.save_trained = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_killed_between_rollouts_two_processes_go_on_to_the_same_policy(ran, job_of):
     often = {"save_interval": 1, "keep_checkpoints": 1}
     undisturbed, job = ran("ppo", 2, **often), job_of("ppo", processes=2, **often)

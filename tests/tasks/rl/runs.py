@@ -272,4 +272,4 @@ def run(folder: Path, **fields: Any) -> Ran:
     """Run the stage, the real one; it goes on where an earlier call in the same folder was interrupted."""
     job = job_of(folder, **fields)
     stage = job.stage()
-    return Ran(stage.output(job.key, folder / "out"), stage.run(job.context(events=False)), folder)
+    return Ran(stage.output(job.key, folder / "out"), job.run(job.context(events=False)), folder)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tasks.context import Execution
 from tasks.rl import group_trainer
@@ -187,11 +188,10 @@ def test_a_checkpoint_can_train_a_fresh_adapter(tiny, base, uses):
 
 
 @BOTH
-def test_dropout_is_off(tiny, base, uses, watch):
-    """A ratio compares weights, not noise, whatever dropout the adapter was made with."""
-    tiny(uses, policy=base.handle, lora={"rank": 2, "dropout": 0.5}, num_iterations=2)
-    dropouts = [module.p for module in watch[0].model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert dropouts and not any(dropouts)
+def test_dropout_is_refused(kitchen, base, pairs, uses):
+    """A ratio compares weights, not noise."""
+    with pytest.raises(ValidationError, match=r"lora\.dropout: wanted 0, since it would blur the log-probabilities"):
+        kitchen.stage(uses, policy=base.handle, data=pairs.handle, lora={"dropout": 0.5}, programs={"checks": 1.0})
 
 
 @BOTH

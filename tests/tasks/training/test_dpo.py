@@ -50,6 +50,17 @@ def test_sft_weight_adds_the_chosen_completions_loss_a_token(kitchen, sft, pairs
     assert 4.0 < added < 6.5  # an untrained model over 259 tokens: about ln 259 = 5.6
 
 
+def test_its_tokens_count_alike_however_a_step_is_cut(kitchen, sft, pairs):
+    """Of 8 pairs with completions of unequal length, in one pass or in four."""
+    settings = {"policy": sft.handle, "data": pairs.handle, "max_steps": 3, "eval_rows": 0, "sft_weight": 1.0}
+    whole = kitchen.make("dpo", **settings)
+    cut = kitchen.make("dpo", Execution(threads=2, micro_batch=2), **settings)
+    assert whole.handle.key != cut.handle.key and len(load_rows(pairs.handle, "train")) % 8 == 0
+    for one, other in zip(whole.points(), cut.points(), strict=True):
+        for name in ("train/loss", "train/grad_norm"):
+            assert one["metrics"].get(name) == pytest.approx(other["metrics"].get(name), rel=1e-5)
+
+
 def test_the_sft_adapter_is_untouched_and_only_one_adapter_comes_out(dpo, sft, kitchen):
     assert kitchen.store.damage("sft", sft.handle.key) is None
     assert sorted(path.name for path in dpo.handle.path.iterdir()) == [

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from artifacts.errors import DataError
 from tasks.checks import passes
 from tasks.evaluate import read_completions
 from tasks.training.models import load_model, load_tokenizer
@@ -91,3 +92,36 @@ def test_the_report_names_its_judge_and_kinds(reports):
     report = json.loads((reports[1].handle.path / "report.json").read_text())
     assert report["judge"] == "check" and report["against"] == reports[0].handle.key
     assert sum(kind["rows"] for kind in report["by_kind"].values()) == 16
+
+
+def test_a_prompt_of_several_rows_is_one_prompt(kitchen, sft, feedback):
+    rows = load_rows(feedback.handle, "test")[:8]
+    assert len({row["prompt"] for row in rows}) == 4
+    made = kitchen.make("evaluate", policy=sft.handle, data=feedback.handle, max_prompts=8, max_new_tokens=4)
+    found = read_completions(made.handle.path)
+    assert made.metrics["eval/prompts"] == len(found) == len({one["prompt"] for one in found}) == 4
+
+
+def test_wins_are_counted_over_the_same_prompts_only(kitchen, reports, sft, demonstrations):
+    assert {row["row"] for row in load_rows(demonstrations.handle, "test")} & set(range(16)), (
+        "as numbers they are shared"
+    )
+    with pytest.raises(DataError, match="against: that evaluation has none of these prompts; give both the same data"):
+        kitchen.make(
+            "evaluate", policy=sft.handle, data=demonstrations.handle, against=reports[0].handle, max_new_tokens=2
+        )
+
+
+def test_scores_of_two_reward_models_are_not_compared(kitchen, tmp_path, base, sft, reward, pairs):
+    source = tmp_path / "unchecked.jsonl"
+    row = '{{"prompt": "Say {0}.", "chosen": "{0}!", "rejected": "No."}}\n'
+    source.write_text("".join(row.format(word) for word in ("one", "two", "three", "four", "five", "six")))
+    data = kitchen.make("data", base=base.handle, form="preferences", source=str(source), test_size=0.5).handle
+    other = kitchen.make(
+        "reward", base=base.handle, data=pairs.handle, learning_rate=2e-3, lora={"rank": 2}, max_steps=1, eval_rows=0
+    )
+    common = {"data": data, "max_new_tokens": 2}
+    first = kitchen.make("evaluate", policy=base.handle, reward=reward.handle, **common).handle
+    alike = kitchen.make("evaluate", policy=sft.handle, reward=reward.handle, against=first, **common)
+    unlike = kitchen.make("evaluate", policy=sft.handle, reward=other.handle, against=first, **common)
+    assert "eval/win_rate" in alike.metrics and "eval/win_rate" not in unlike.metrics

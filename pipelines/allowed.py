@@ -58,16 +58,14 @@ class Allowed:
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Allowed:
         """What the environment says; raises UserError for a word that allows nothing."""
-        named = [Path(one).expanduser().absolute() for one in environment.get(ROOTS, "").split(os.pathsep) if one]
         words = _words(environment.get(ALLOW, ""))
         if strange := next((word for word in words if word != PROGRAMS), None):
             raise UserError(
                 f"{ALLOW}: wanted {PROGRAMS} or nothing, got {strange!r}{did_you_mean(strange, [PROGRAMS])}"
             )
-        roots = [root for one in named or [SHIPPED] for root in (Path(os.path.normpath(one)), one.resolve())]
         keys = _words(environment.get(KEYS, "OPENAI_API_KEY"))
         hosts = (host.lower().replace("[", "").replace("]", "") for host in _words(environment.get(HOSTS, "")))
-        return cls(tuple(dict.fromkeys(roots)), PROGRAMS in words, frozenset(hosts), frozenset(keys))
+        return cls(roots_of(environment), PROGRAMS in words, frozenset(hosts), frozenset(keys))
 
     def require(self, recipe: Path) -> None:
         """Raise RecipeError for a recipe that is not to be read."""
@@ -152,9 +150,9 @@ class Allowed:
         """Of the places where a path is looked for, those within the roots; none for another user's home."""
         if path.startswith("~") or not path.isprintable():
             return []
-        return [place for place in places(path, folders) if self._holds(place)]
+        return [place for place in places(path, folders) if self.holds(place)]
 
-    def _holds(self, path: Path) -> bool:
+    def holds(self, path: Path) -> bool:
         """Whether a path leads into a root, by its words and in truth, past nothing but roots and what is above them.
 
         A path that went past other folders, and back with `..`, would tell whether these exist.
@@ -169,6 +167,13 @@ class Allowed:
         except (OSError, RuntimeError):  # links in a circle
             return False
         return all(any(end.is_relative_to(root) for root in self.roots) for end in ends)
+
+
+def roots_of(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """The folders that the environment names, each as it is named and where it really is."""
+    named = [Path(one).expanduser().absolute() for one in environment.get(ROOTS, "").split(os.pathsep) if one]
+    roots = [root for one in named or [SHIPPED] for root in (Path(os.path.normpath(one)), one.resolve())]
+    return tuple(dict.fromkeys(roots))
 
 
 def _words(text: str) -> list[str]:

@@ -3,9 +3,10 @@
     dpo.beta=0.05|0.1|0.3   sft.lora.rank=8|16
 
 makes every combination, but no stage twice: a stage is copied only for what it, or a stage before it, has several
-values of. Here `sft` stands there twice and `dpo` six times; the base and the data stand there once.
+values of. Here `sft` stands there twice and `dpo` six times; the base and the data stand there once. A label names the
+fields in the order in which they were given:
 
-    sft@rank=8   sft@rank=16   dpo@rank=8,beta=0.05   dpo@rank=8,beta=0.1   ...
+    sft@rank=8   sft@rank=16   dpo@beta=0.05,rank=8   dpo@beta=0.05,rank=16   ...
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _copies(
 
 
 def _label(label: str, choice: Choice, sweep: Sweep) -> str:
-    """`dpo@rank=8,beta=0.1`; of fields of two stages that are called alike, both go by their full names."""
+    """`dpo@beta=0.1,rank=8`; of fields of two stages that are called alike, both go by their full names."""
     last = [name.rpartition(".")[2] for name in choice]
     said = [
         f"{name if last.count(field := name.rpartition('.')[2]) > 1 else field}={_shown(sweep[name][place])}"

@@ -37,9 +37,11 @@ class Adopt(Stage):
     base: Checkpoint
     """What it was trained on."""
     source: str = Field(min_length=1)
-    """A folder with adapter_config.json and adapter_model.safetensors, or a hub id."""
+    """A folder with adapter_config.json and adapter_model.safetensors, or of a complete model with config.json and
+    weights in safetensors; a hub id; or where MLflow has either: `models:/NAME/3`, `models:/NAME@ALIAS`,
+    `runs:/RUN/output`."""
     complete: bool = False
-    """Whether it is a complete model, a folder with config.json and weights in safetensors."""
+    """Whether it is a complete model instead of an adapter."""
 
     def output(self, key: str, path: Path) -> Artifact:
         if self.complete:

@@ -52,7 +52,8 @@ class BaseModelStage(Stage):
 
     source: str = Field(min_length=1)
     """A folder or GGUF file, `package:NAME` (a GGUF inside an installed package), `builtin:tiny-llama` or
-    `builtin:tiny-gpt2` (two layers, made in code), or a hub id."""
+    `builtin:tiny-gpt2` (two layers, made in code), a hub id, or where MLflow has it: `models:/NAME/3`,
+    `models:/NAME@ALIAS`, `runs:/RUN/output`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the stored weights. CPUs without bfloat16 instructions are several times faster in float32."""
     pad_token: str | None = None

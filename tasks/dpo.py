@@ -39,13 +39,16 @@ ACROSS_PAIRS = ("aot", "aot_unpaired")
 
 
 class DPO(Paired):
-    """The policy starts as a copy of `policy`, and the reference is that copy frozen, on one base in memory."""
+    """The policy starts as a copy of `policy`, and the reference is that start, frozen.
+
+    Adapters of both are on one base in memory. Where all weights are trained, the reference is a second model.
+    """
 
     modes: ClassVar[Modes] = (*WHOLE, *SHARDED)
     shown: ClassVar[tuple[str, ...]] = ("beta", "loss_type", "sft_weight", *Training.shown)
 
     beta: float = Field(0.1, gt=0)
-    """Worth of a unit of log-ratio; the smaller, the further from the reference."""
+    """Reward = beta times log-ratio: the smaller, the further the policy may move from the reference."""
     loss_type: LossType = "sigmoid"
     """`sigmoid` is equation 7; `sigmoid_norm` has log-ratios a token; what others put in its place, under TRL's names:
     `ipo` (arXiv:2310.12036), `hinge` (SLiC, 2305.10425), `robust` (2403.00409), `exo_pair` (2402.00856), `nca_pair`
@@ -94,10 +97,13 @@ class DPO(Paired):
         whole = not hasattr(model, "peft_config")
         reference = load_model(self.policy, ctx.device(), float32=True) if whole else None
         for one in filter(None, (model, reference)):
-            share_prompts(trunk_of(one))
+            share_prompts(trunk_of(one))  # both completions of a pair have one prompt: it is computed once
+        # How many tokens each row has in TRL's figures that are means over tokens: so much a row counts there when the
+        # means of several passes become one.
         chosen, rejected = ([len(row[f"{side}_ids"]) for row in rows] for side in ("chosen", "rejected"))
         both = [a + b for a, b in zip(chosen, rejected, strict=True)]
         counts = {"mean_token_accuracy": chosen, "entropy": both} | ({SFT_TERM: chosen} if self.sft_weight else {})
+        # TRL's trainer, but it takes our token ids as they are and goes through them in our order.
         trainer = ids_only(DPOTrainer, lengths, self, ctx, counts)(
             model=model,
             ref_model=reference,

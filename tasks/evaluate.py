@@ -43,7 +43,8 @@ class Evaluate(Stage):
     reward: RewardModel | None = None
     """Scores every completion."""
     reference: Model | None = None
-    """KL is measured against this one, on the policy's own completions."""
+    """KL is measured against this one: the mean log-ratio on the completions that the policy wrote. At `temperature` 1
+    that estimates the KL; at 0, the default, it is the log-ratio of the likeliest completions."""
     against: Report | None = None
     """Another policy's report, over which the win rate is counted."""
     max_prompts: int | None = Field(None, ge=1)

@@ -51,7 +51,7 @@ class KTO(Tuning):
 
     data: Feedback
     beta: float = Field(0.1, gt=0)
-    """Worth of a unit of log-ratio; the smaller, the further from the reference."""
+    """Reward = beta times log-ratio: the smaller, the further the policy may move from the reference."""
     desirable_weight: float = Field(1.0, gt=0)
     """lambda_D. Where labels are unequal in number, the paper wants lambda_D n_D / (lambda_U n_U) in [1, 4/3]."""
     undesirable_weight: float = Field(1.0, gt=0)

@@ -8,15 +8,16 @@ whose optimum is pi*(y|x) proportional to pi_ref(y|x) exp(score(x, y) / kl_coef)
 beta = kl_coef, reached by sampling instead of from pairs. One rollout after another:
 
 1. sample      a completion for each of `batch_size` prompts, at `temperature`              tasks/rl/sampler.py
-2. score       each completion; and each token's log-probability under policy and
-               reference, and the value model's expectation before it                       tasks/rl/rollout.py
+2. score       score each completion; for each token compute its log-probability under
+               policy and reference, and the return that the value model expects before it  tasks/rl/rollout.py
 3. reward      the KL penalty at every token, the score at the last one; from these, how
                much better each token turned out than expected: its advantage               tasks/rl/objective.py
 4. learn       `num_ppo_epochs` passes in `num_mini_batches` steps each: raise the
                probability of tokens by their advantage, but by no more than `cliprange`,
                since they were drawn from the policy as it was; fit the value model         tasks/rl/update.py
 
-Policy, reference, value model and reward model are four adapters on one base in memory (tasks/rl/roles.py).
+Policy, reference, value model and reward model are four adapters on one base in memory; where all weights are trained
+they are models of their own (tasks/rl/roles.py).
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ from tasks.stage import Terms
 
 
 class PPO(Online):
-    """Trains a copy of `policy` against `reward` (or programs), and a value model that starts from the reward model."""
+    """Trains a copy of `policy` against `reward` (or programs), and beside it a value model.
+
+    The value model starts from the reward model; without one it starts like the policy, with a head of zeros.
+    """
 
     version: ClassVar[int] = 2  # 1 added the adapters' part after the product, and rounded otherwise
     renamed: ClassVar[Mapping[str, Any]] = RENAMED
@@ -61,7 +65,8 @@ class PPO(Online):
     cliprange_value: float = Field(0.2, gt=0)
     """The same for values, in units of score."""
     vf_coef: float = Field(0.1, gt=0)
-    """Weight of the value loss. The value model's weights are its own: it acts by clipping and Adam's epsilon."""
+    """Weight of the value loss. The value model has its own weights, and Adam cancels a constant factor; so this
+    matters only through gradient clipping and Adam's epsilon."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount a token."""
     lam: float = Field(0.95, ge=0, le=1)

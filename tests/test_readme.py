@@ -8,13 +8,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.cli import main
 from flows.commands.options import parse
+from tasks.checks import KINDS
 
 ROOT = Path(__file__).parent.parent
 SERVERS = ("up", "down", "doctor")
 README = (ROOT / "README.md").read_text()
+QUICKSTART = yaml.safe_load((ROOT / "pipelines" / "quickstart.yaml").read_text())["stages"]
 COMMANDS = [line[2:].split(" # ")[0].split(" &")[0].strip() for line in README.splitlines() if line.startswith("$ ")]
 
 
@@ -46,6 +49,21 @@ def test_every_recipe_is_in_the_readme_and_every_file_it_names_is_there():
     named = set(re.findall(r"`((?:pipelines|tasks|flows|tests)/[\w./]+)[`:]", README))
     assert {f"pipelines/{path.name}" for path in (ROOT / "pipelines").glob("*.yaml")} <= named
     assert all((ROOT / name).exists() for name in named)
+
+
+def test_every_stage_of_the_newest_run_in_the_readme_is_one_of_the_quickstarts():
+    named = set(re.findall(r"`[^`\n]*\blast:(\w+)", README))
+    assert named and named <= set(QUICKSTART)
+
+
+def test_the_plan_in_the_readme_has_the_stages_of_the_quickstart():
+    _, _, plan = README.partition("$ align plan pipelines/quickstart.yaml")
+    lines = plan.partition("```")[0].splitlines()[2:]
+    assert sorted(line.split()[0] for line in lines) == sorted(QUICKSTART)
+
+
+def test_every_kind_of_check_is_in_the_readme():
+    assert all(f"`{kind}`" in README for kind in KINDS)
 
 
 def test_the_method_that_the_readme_walks_through_is_that_file():

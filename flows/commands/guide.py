@@ -61,7 +61,7 @@ GROUPS: Mapping[str, Mapping[str, Guide]] = {
         "runs": Guide(
             "the runs so far, the newest first",
             "Each run with its status, when it started, how many of its stages ran or were cached, the seconds that "
-            "these took and the tokens that they trained on. On a narrow terminal, finished stages of all.",
+            "these took and the tokens that they trained on. A narrow terminal shows only `finished/all` stages.",
             {
                 "align runs": "all of them",
                 "align runs --json": "the same with every stage and figure, for a program",
@@ -113,7 +113,7 @@ GROUPS: Mapping[str, Mapping[str, Guide]] = {
             "talk to a model: a stage's output, or a folder",
             f"Reads turns from standard input and answers; /reset forgets the conversation. {STAGE}",
             {
-                "align chat last:merge": "the merged model of the newest run",
+                "align chat last:merge_dpo": "the merged model of the newest run",
                 "align chat last:dpo --temperature 0": "an adapter on its base, the likeliest token each time",
             },
         ),
@@ -135,8 +135,8 @@ GROUPS: Mapping[str, Mapping[str, Guide]] = {
             "its evaluation, and may set it beside the champion's; one that fails is exit status 1 and moves "
             f"nothing. {STAGE}",
             {
-                "align promote last:merge --as candidate": "register it",
-                "align promote last:merge --as champion --must 'win_rate_low>0.5' --must 'check_rate>=champion-0.02'":
+                "align promote last:merge_dpo --as candidate": "register it",
+                "align promote last:merge_dpo --as champion --must 'win_rate_low>0.5' --must 'check_rate>=champion'":
                     "only if it is surely better than what it started from, and no worse than the champion",
             },
         ),

@@ -102,19 +102,20 @@ def _registry_verbs(verbs: Any) -> None:
     chat.add_argument("--max-new-tokens", type=int, default=256)
     retrain = _verb(verbs, "retrain")
     _fields(retrain)
-    retrain.add_argument("--stage", metavar="STAGE", help="that makes the model; by default the last complete one")
+    retrain.add_argument("--stage", metavar="STAGE",
+                         help="the stage that makes the model; default: the recipe's last complete one")  # fmt: skip
     promote = _verb(verbs, "promote")
     promote.add_argument("what", metavar="STAGE", help="RUN:stage, or the beginning of a key: a merge, say")
     promote.add_argument("--as", required=True, dest="alias", metavar="ALIAS", help="candidate or champion")
-    for sub in (retrain, promote):
+    for sub, report in ((retrain, "by its name in the recipe"), (promote, "as RUN:stage or the beginning of a key")):
         sub.add_argument("--must", action="append", default=[], metavar="CONDITION",
                          help="'win_rate_low>0.5' or 'check_rate>=champion-0.02', say; any number of them")  # fmt: skip
-        sub.add_argument("--report", metavar="STAGE", help="the evaluate stage that measured it, if there are several")
+        sub.add_argument("--report", metavar="STAGE",
+                         help=f"the evaluate stage that measured it, if there are several, {report}")  # fmt: skip
     rollback = _verb(verbs, "rollback")
     for sub in (retrain, promote, rollback):
-        sub.add_argument(
-            "--name", metavar="MODEL", help="of the registered model; by default the recipe's, or the only one"
-        )
+        sub.add_argument("--name", metavar="MODEL", help="registered model; default: the recipe's name (rollback: the "
+                         "only model that has a champion)")  # fmt: skip
 
 
 def _server_verbs(verbs: Any) -> None:

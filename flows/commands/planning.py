@@ -39,16 +39,15 @@ class Wanted:
     until: str | None = None
     strict_env: bool = False
     refresh: tuple[str, ...] = ()
+    """Stages to make afresh."""
+    from_form: bool = False
+    """Whether the recipe was written here, from a form or from a recipe that was looked at."""
 
     @property
     def changes(self) -> str:
         """What differs from the recipe, as it is typed."""
         said = {**self.overrides, **{name: "|".join(map(str, values)) for name, values in self.sweep.items()}}
         return " ".join(f"{name}={value}" for name, value in said.items())
-
-    """Stages to make afresh."""
-    from_form: bool = False
-    """Whether the recipe was written here, from a form or from a recipe that was looked at."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ ABOUT_DATA = {
 
 
 ACRONYMS = ("kl", "ppo", "sft")
+MOST_TRAININGS = 64
+"""Methods times seeds in one run of `align-compare`."""
 
 
 @dataclass(frozen=True)
@@ -144,5 +146,7 @@ def compare_fields(methods: Sequence[str], default: Sequence[str]) -> list[Shown
     return [
         Shown("methods", any_of(methods), list(default), "Methods",
               "All from one SFT, with their defaults; other settings below, as `dpo.beta`."),
-        Shown("seeds", int, 1, "Seeds", "So many of each method, to see which differences are chance.", (Field(ge=1),)),
+        Shown("seeds", int, 1, "Seeds",
+              "So many of each method, to see which differences are chance; methods times seeds are at most "
+              f"{MOST_TRAININGS}.", (Field(ge=1, le=MOST_TRAININGS),)),
     ]  # fmt: skip

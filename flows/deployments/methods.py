@@ -17,9 +17,10 @@ import flows.align  # noqa: F401  (it readies what Prefect reads when it is impo
 # isort: split
 from prefect import Flow
 
+from artifacts.errors import UserError
 from flows.commands.planning import Wanted
 from flows.deployments.branching import earlier_stages
-from flows.deployments.form_fields import ABOUT_DATA, compare_fields, form_fields, method_fields
+from flows.deployments.form_fields import ABOUT_DATA, MOST_TRAININGS, compare_fields, form_fields, method_fields
 from flows.deployments.form_flow import form_flow, write_recipe
 from flows.home import align_home
 from flows.running.stages import run_stages
@@ -79,14 +80,22 @@ def compare_flow() -> Flow[Any, Any]:
     data = [label for label in ABOUT_DATA if any(label in needed_data(uses) for uses in every)]
     example = recipe_of({uses: {} for uses in every}, _example(data), name="align-compare")
     fields = form_fields(data, compare_fields(every, alike), list(example["stages"]), starts=True)
-
-    def run(given: dict[str, Any]) -> Wanted:
-        wanted = wanted_of("align-compare", {uses: {} for uses in given["methods"]}, given)
-        seeds = list(range(given["seed"], given["seed"] + given["seeds"]))
-        return replace(wanted, sweep={f"{uses}.seed": seeds for uses in given["methods"]} if len(seeds) > 1 else {})
-
     text = "Several methods from one SFT, evaluated alike and compared."
-    return form_flow("align-compare", text, fields, lambda given: run_stages(run(given)), __name__)
+    return form_flow("align-compare", text, fields, lambda given: run_stages(compared(given)), __name__)
+
+
+def compared(given: Mapping[str, Any]) -> Wanted:
+    """What a filled-in form of `align-compare` asks for: each method as often as there are seeds."""
+    chosen, first, number = list(dict.fromkeys(given["methods"])), given["seed"], given["seeds"]
+    if len(chosen) * number > MOST_TRAININGS:
+        raise UserError(
+            f"Seeds: wanted at most {MOST_TRAININGS} trainings in one run, got {len(chosen)} methods times {number} "
+            f"seeds = {len(chosen) * number}; ask for {MOST_TRAININGS // len(chosen)} seeds, or for fewer methods"
+        )
+    wanted = wanted_of("align-compare", {uses: {} for uses in chosen}, given)
+    seeds = range(first, first + number)
+    sweep = {f"{uses}.seed": list(seeds) for uses in chosen} if number > 1 else {}
+    return replace(wanted, sweep=sweep, max_branches=MOST_TRAININGS)
 
 
 def _example(data: list[str]) -> Form:

@@ -54,6 +54,13 @@ class Started:
         """Whether it is there still, and no other with its number."""
         return bool(self.start) and start_of(self.pid) == self.start and boot() == self.boot
 
+    def variables(self) -> dict[str, str]:
+        """Its environment as it was started with; empty if it is gone, or somebody else's."""
+        with suppress(OSError):
+            said = (PROC / str(self.pid) / "environ").read_bytes().split(b"\0")
+            return {name: value for name, is_one, value in (os.fsdecode(one).partition("=") for one in said) if is_one}
+        return {}
+
 
 def marked(mark: str) -> dict[int, str]:
     """Every process with this mark or, if it ends with a slash, with one that begins so: its start by its pid."""

@@ -16,6 +16,7 @@ from flows.servers.commands import ui_api
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 from flows.servers.machine_checks import PROJECT
 from flows.servers.passwords import Password, mlflow_password, prefect_password
+from flows.servers.readable import reads_only
 from flows.servers.state import LOOPBACK, MLFLOW, PREFECT, ROLES, Servers, log_of, named_prefect
 
 AGAIN = "`align up` starts it again"
@@ -42,7 +43,8 @@ def up_found(home: Path) -> Iterator[Finding]:
         elif role == MLFLOW:
             yield from mlflow_found(servers.mlflow, "`align down`, then `align up`")
         else:
-            yield Finding("servers", OK, f"deployments are served, with recipes from {servers.folder}")
+            found = f"deployments are served, with recipes from {servers.folder}"
+            yield Finding("servers", OK, found + (f"; {only}" if (only := reads_only(servers)) else ""))
 
 
 def prefect_found(server: str, ui_wanted: str, do: str, password: Password | None = None) -> Iterator[Finding]:

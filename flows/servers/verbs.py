@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flows.addresses import without_secrets
 from flows.servers import asking
 from flows.servers.commands import shown_host
+from flows.servers.readable import reads_only
 from flows.servers.state import (
     LOOPBACK,
     MLFLOW,
@@ -50,7 +51,7 @@ def show_up(home: Path, *, asked: Asked, as_json: bool) -> int:
         return 0
     took = f"started {', '.join(SAID[role] for role in started)} in {time.monotonic() - began:.0f} s"
     print(took if started else "was up already")
-    print(_lines(report))
+    print(_lines(report, servers))
     for line in (*_remarks(servers), *_named_elsewhere(servers)):
         print(line, file=sys.stderr)
     return 0
@@ -63,7 +64,7 @@ def show_status(home: Path, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(report))
     else:
-        print(_lines(report) if servers and servers.processes else "not up; `align up` starts it")
+        print(_lines(report, servers) if servers and servers.processes else "not up; `align up` starts it")
         if servers and servers.processes and not report["up"]:
             print("`align up` starts what is missing", file=sys.stderr)
     return 0 if report["up"] else 1
@@ -114,13 +115,16 @@ def _page(servers: Servers, role: str) -> str | None:
     return f"{prefect}/deployments/deployment/{found['id']}" if found else None
 
 
-def _lines(report: dict[str, Any]) -> str:
+def _lines(report: dict[str, Any], servers: Servers) -> str:
     rows = []
     for role in ROLES:
         one = report[role]
         state = "answers" if one["answers"] else "does not answer" if one["alive"] else "is not there"
         rows.append(f"{SAID[role]:12} {state:15} {one['url'] or '-'}")
-    return "\n".join([*rows, f"recipes are looked up in {report['folder']}; logs are in {report['logs']}"])
+    rows.append(f"recipes are looked up in {report['folder']}; logs are in {report['logs']}")
+    if only := reads_only(servers):
+        rows.append(f"{only} (ALIGN_DATA_ROOTS says where, when `align up` starts them)")
+    return "\n".join(rows)
 
 
 def unguarded(servers: Servers) -> list[str]:

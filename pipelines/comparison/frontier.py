@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KL = "eval/kl_to_reference"
+KL_AXIS = (
+    "KL to the reference (nats a completion)\n"
+    "the log-ratio on the completions written; a KL where they were sampled at temperature 1"
+)
 PLACES = tuple(
     (side * 8, up, "left" if side > 0 else "right") for up in (5, -13, 17, -25, 29, -37, 41, -49) for side in (1, -1)
 )
@@ -24,7 +28,7 @@ PLACES = tuple(
 
 
 class Point(NamedTuple):
-    """A policy's KL in nats a completion, and its worth with a 95% interval."""
+    """A policy's KL, in nats a completion, and its worth with a 95% interval."""
 
     name: str
     method: int
@@ -63,7 +67,7 @@ def frontier(comparison: Comparison) -> Figure | None:
     figure = Figure(figsize=(5.6 * len(panels), 4.4), layout="constrained")
     for axis, (name, drawn) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axis, drawn, name)
-    figure.supxlabel("KL to the reference (nats a completion)", fontsize=9)
+    figure.supxlabel(KL_AXIS, fontsize=9)
     return figure
 
 

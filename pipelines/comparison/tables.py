@@ -47,7 +47,8 @@ COSTS: tuple[Shown, ...] = (
     (MEMORY, "peak", gib),
 )
 QUALITY_NOTE = (
-    "Intervals are 95%. Perplexity is of the chosen completions, KL in nats a completion, on the policy's own."
+    "Intervals are 95%. Perplexity is of the chosen completions. KL, in nats a completion, is the log-ratio on the "
+    "completions written (a KL where they were sampled at temperature 1)."
 )
 COST_NOTE = (
     "length: mean tokens over those of what it is compared with. repetition: share of 3-grams that a completion has "

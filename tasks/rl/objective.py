@@ -82,7 +82,8 @@ def advantages_and_returns(
 def policy_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, cliprange: float, tokens: int
 ) -> Tensor:
-    """The clipped surrogate: Schulman et al. 2017 (arXiv:1707.06347), equation 7, summed over tokens / `tokens`.
+    """The clipped surrogate: Schulman et al. 2017 (arXiv:1707.06347), equation 7: the sum over tokens, divided by
+    `tokens`.
 
         ratio_t = pi(y_t|s_t) / pi_old(y_t|s_t)
         L = - sum_t min(ratio_t A_t, clip(ratio_t, 1 - cliprange, 1 + cliprange) A_t) / tokens
@@ -105,7 +106,7 @@ def ratio(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange: float, tokens: int
 ) -> Tensor:
-    """Half the squared error, the larger of the plain and the clipped one, summed over tokens / `tokens`.
+    """Half the squared error, the larger of the plain and the clipped one: the sum over tokens, divided by `tokens`.
 
     As in OpenAI's code for Ziegler et al. 2019: the new value counts as at most `cliprange` away from the old one.
     """

@@ -54,7 +54,10 @@ def likelihoods(model: Any, tokenizer: Any, rows: list[dict[str, Any]], size: in
 def kl_to(
     model: Any, reference: Model, tokenizer: Any, results: list[dict[str, Any]], size: int, ctx: Context
 ) -> float:
-    """KL(policy || reference) of a whole completion, in nats: the mean log-ratio on the policy's own completions."""
+    """The mean log-ratio to the reference on the completions that the policy wrote, in nats a completion.
+
+    Where they were sampled at temperature 1 it estimates KL(policy || reference).
+    """
     mine = row_logps(model, tokenizer, results, "completion_ids", size, ctx)
     theirs = row_logps(load_model(reference, ctx.device()), tokenizer, results, "completion_ids", size, ctx)
     return sum(a - b for a, b in zip(mine, theirs, strict=True)) / len(results)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.cli import VERBS as DONE
 from flows.cli import main
@@ -38,6 +40,12 @@ def test_a_verbs_help_has_its_examples_and_fits_a_terminal(verb: str, capsys: py
 def test_every_example_is_understood(command: str) -> None:
     name, *words = shlex.split(command)
     assert name == "align" and parse(words).verb == words[0]
+
+
+def test_every_stage_of_the_newest_run_in_an_example_is_one_of_the_quickstarts() -> None:
+    stages = yaml.safe_load((ROOT / "pipelines" / "quickstart.yaml").read_text())["stages"]
+    named = [label for command in EXAMPLES for label in re.findall(r"last[: ](\w+)", command)]
+    assert "merge_dpo" in named and set(named) <= set(stages)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import yaml
 from artifacts.errors import UserError
 from artifacts.store import Store
 from flows.commands.planning import plan_of
-from flows.deployments.form_fields import Shown
-from flows.deployments.methods import FLOWS, align_compare, wanted_of
+from flows.deployments.form_fields import MOST_TRAININGS, Shown
+from flows.deployments.methods import FLOWS, align_compare, compared, wanted_of
 from flows.deployments.serving import deployments
 from flows.records import RunRecord
 from pipelines.forms import methods
@@ -101,6 +101,21 @@ def test_what_may_be_absent_is_0_in_a_form(home: Path) -> None:
     assert fields_of("ppo")["total_episodes"]["default"] == 0
     plan = plan_of(wanted_of("align-ppo", {"ppo": {}}, filled("ppo")), Store(home))
     assert "total_episodes" not in plan["ppo"].payload["fields"]
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 10])
+def test_a_comparison_takes_each_method_with_each_seed(seeds: int, home: Path) -> None:
+    given = filled("compare", seeds=seeds, seed=5)
+    plan = plan_of(compared(given), Store(home))
+    for uses in given["methods"]:
+        assert sorted(each.seed for each in plan.stages if each.uses == uses) == list(range(5, 5 + seeds))
+
+
+def test_a_comparison_of_more_trainings_than_its_form_allows_is_refused_in_the_forms_words(home: Path) -> None:
+    assert fields_of("compare")["seeds"]["maximum"] == MOST_TRAININGS == 64
+    assert f"methods times seeds are at most {MOST_TRAININGS}" in fields_of("compare")["seeds"]["description"]
+    with pytest.raises(UserError, match=r"6 methods times 11 seeds = 66; ask for 10 seeds, or for fewer methods$"):
+        compared(filled("compare", seeds=11, seed=5))
 
 
 def test_a_field_is_what_prefect_shows_of_it() -> None:

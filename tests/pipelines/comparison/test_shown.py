@@ -62,6 +62,7 @@ def test_quality_has_intervals_and_a_dash_for_what_was_not_measured(compared):
         "method0", "50.0% [10.0, 90.0%]", "60.0% [55.0, 65.0%]", "-1.25 [-1.50, -1.00]", "75.0%", "44.73", "16.32"
     ]  # fmt: skip
     note = tables.quality_note(compared().each[0])
+    assert "KL, in nats a completion, is the log-ratio on the completions written (a KL where" in note
     assert note.endswith(
         " sft: win rate over base, KL to base. method0, method1: win rate over sft, KL to sft."
     )  # fmt: skip
@@ -139,6 +140,7 @@ def test_the_pictures_name_every_policy(compared):
     assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == [one.name for one in comparison.policies]
     named = {text.get_text() for text in map_.axes[0].texts}
     assert named == {"sft", "method0", "method1", "method2"}
+    assert "the log-ratio on the completions written" in map_.get_supxlabel()
 
 
 def test_a_name_may_hold_what_pictures_take_for_mathematics(shelf):

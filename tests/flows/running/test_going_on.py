@@ -18,7 +18,7 @@ from flows.records import RunRecord, run_id_for
 from flows.running.execute import Waiting
 from flows.running.lost import _end
 from flows.running.watch import Watcher
-from flows.tracking.tracked_run import Origin, TrackedRun
+from flows.tracking.tracked_run import HELD, Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan
 from tests.conftest import ROOT, chain
@@ -47,8 +47,7 @@ def attempt(store: Store, plan: Plan, status: str) -> str:
     assert tracker.mlflow_run_id is not None
     assert client.get_run(tracker.mlflow_run_id).info.status == "RUNNING"
     tracker.end(status, record.stages)
-    assert tracker.run._lock is not None
-    os.close(tracker.run._lock)  # as the end of the process does
+    os.close(HELD.pop((tracker.run.folder / "lock").resolve()))  # as the end of the process does
     assert client.get_run(tracker.mlflow_run_id).info.status == status
     return tracker.mlflow_run_id
 
@@ -82,6 +81,19 @@ def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, p
     run.begin(plan, Origin(FLOW_RUN), waiting)
     process.communicate()
     assert said and run.live()
+
+
+def test_two_parts_of_one_flow_run_in_one_process_do_not_wait_for_each_other(store: Store, plan: Plan) -> None:
+    """Retraining looks first whether the champion fits, and then trains."""
+
+    def waiting() -> None:
+        raise AssertionError("it waits for itself")
+
+    TrackedRun(store.home, "tiny-1").begin(plan, Origin(FLOW_RUN), waiting)
+    TrackedRun(store.home, "tiny-1").end("FINISHED")
+    assert TrackedRun(store.home, "tiny-1").live()  # its flow run is not over
+    TrackedRun(store.home, "tiny-1").begin(plan, Origin(FLOW_RUN), waiting)
+    assert TrackedRun(store.home, "tiny-1").live()
 
 
 def test_a_stage_says_once_for_whom_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,15 @@ class Plan:
         wanted = with_needs(ends, {planned.label: planned.needs for planned in self.stages})
         return Plan(self.recipe, tuple(planned for planned in self.stages if planned.label in wanted))
 
+    def numbered(self, numbers: Mapping[str, int], store: Store, *, strict_env: bool = False) -> Plan:
+        """The plan in which these stages have the numbers that they got when they were made afresh.
+
+        By label and not by override, which comes before a sweep: each branch has a number of its own.
+        """
+        own = {label: {"refresh": number} for label, number in numbers.items()}
+        stages = {label: {**fields, **own.get(label, {})} for label, fields in self.recipe.stages.items()}
+        return make_plan(self.recipe.model_copy(update={"stages": stages}), store, strict_env=strict_env)
+
 
 def branches_of(label: str, names: Collection[str]) -> list[str]:
     """The stage of this name or, if it was swept, all its branches."""

@@ -17,6 +17,7 @@ from flows.commands.planning import Wanted, plan_of
 from flows.records import RunRecord, run_id_for
 from flows.running.execute import Waiting
 from flows.running.lost import _end
+from flows.running.stages import _planned
 from flows.running.watch import Watcher
 from flows.tracking.tracked_run import HELD, Origin, TrackedRun
 from flows.tracking.tracker import Tracker
@@ -63,6 +64,23 @@ def test_another_flow_run_or_recipe_is_another_run(store: Store) -> None:
     assert run_id_for(store.home, "tiny", None) != "tiny-1"
     assert run_id_for(store.home, "tiny", FLOW_RUN.replace("6", "7")) != "tiny-1"
     assert run_id_for(store.home, "quickstart", FLOW_RUN).startswith("quickstart-")
+
+
+@pytest.mark.parametrize("until", [None, "dpo@beta=0.2"])
+def test_a_sweep_that_was_made_afresh_is_planned_again_as_it_was(
+    store: Store, write_recipe, monkeypatch: pytest.MonkeyPatch, until: str | None
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", FLOW_RUN)
+    sweep = {"dpo.beta": [0.1, 0.2]}
+    wanted = Wanted(write_recipe(chain()), sweep=sweep, until=until, refresh=("dpo",))
+    made = _planned(wanted, store)
+    TrackedRun(store.home, "recipe-1").begin(made, Origin(FLOW_RUN), lambda: None)
+    RunRecord(str(wanted.recipe), "recipe-1", FLOW_RUN, None, []).save(store.home)
+    for each in made.stages:
+        store.folder(each.uses, each.key).mkdir(parents=True)
+    again = _planned(wanted, store)
+    assert [each.key for each in again.stages] == [each.key for each in made.stages]
+    assert again["dpo@beta=0.2"].payload["refresh"] == 1
 
 
 def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, plan: Plan) -> None:

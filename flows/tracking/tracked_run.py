@@ -78,8 +78,11 @@ class TrackedRun(RunFolder):
         })  # fmt: skip
 
     def end(self, status: str, **more: Any) -> None:
-        """Write down how the run ended, and what more is known: `summary`, headline `metrics`, and their `policy`."""
-        self._write({**(self.facts or {}), "status": status, **more})
+        """Write down how the run ended, and what more is known: `summary`, headline `metrics`, and their `policy`.
+
+        When it ended is what it says first; what is learned later, such as that Prefect knows, changes nothing of that.
+        """
+        self._write({"ended": time.time(), **(self.facts or {}), "status": status, **more})
 
     def sent(self, server: str) -> Sent:
         """What a server has of it."""
@@ -118,7 +121,7 @@ class TrackedRun(RunFolder):
                 tags.append(RunTag(accepted(f"align.stage.{stage['name']}"), linked.run))
         if policy := facts.get("policy"):
             log_params(server.client, run, {"policy": policy})
-        at = int(self._facts.stat().st_mtime * 1000)
+        at = int(facts.get("ended", self._facts.stat().st_mtime) * 1000)
         points = [Metric(name, value, at, 0) for name, value in numbers(facts["metrics"]).items()]
         server.client.log_batch(run, metrics=points, tags=tags)
         server.client.set_terminated(run, facts["status"], end_time=at)

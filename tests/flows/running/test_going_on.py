@@ -16,9 +16,10 @@ from artifacts.store import Store
 from flows.commands.planning import Wanted, plan_of
 from flows.records import RunRecord, run_id_for
 from flows.running.execute import Waiting
-from flows.running.lost import _end
+from flows.running.lost import TOLD, _end, end_lost
 from flows.running.stages import _planned
 from flows.running.watch import Watcher
+from flows.tracking.mlflow_server import MlflowServer
 from flows.tracking.tracked_run import HELD, Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan
@@ -64,6 +65,37 @@ def test_another_flow_run_or_recipe_is_another_run(store: Store) -> None:
     assert run_id_for(store.home, "tiny", None) != "tiny-1"
     assert run_id_for(store.home, "tiny", FLOW_RUN.replace("6", "7")) != "tiny-1"
     assert run_id_for(store.home, "quickstart", FLOW_RUN).startswith("quickstart-")
+
+
+def ends_in_mlflow(store: Store, run: TrackedRun) -> float:
+    """In seconds since the epoch, when it is sent now."""
+    server = MlflowServer.reach(store.home, "recipe")
+    run.close(server, [])
+    sent = run.sent(server.name).run_id
+    assert sent is not None
+    return float(server.client.get_run(sent).info.end_time / 1000)
+
+
+def test_what_is_learned_of_a_run_later_does_not_move_its_end(store: Store, plan: Plan) -> None:
+    run = TrackedRun(store.home, "recipe-1")
+    run.begin(plan, Origin(FLOW_RUN), lambda: None)
+    run.end("FINISHED")
+    ended = time.time()
+    time.sleep(0.1)
+    run.end("FINISHED", **{TOLD: True})
+    assert ends_in_mlflow(store, run) <= ended
+
+
+def test_a_run_whose_process_is_gone_ended_when_it_last_said_something(store: Store, plan: Plan) -> None:
+    run = TrackedRun(store.home, "recipe-1")
+    run.begin(plan, Origin(FLOW_RUN), lambda: None)
+    os.close(HELD.pop((run.folder / "lock").resolve()))  # as the end of the process does
+    run.log.write_text("")
+    before = int(time.time()) - 3600
+    for path, at in ((run.folder / "facts.json", before - 10), (run.log, before)):
+        os.utime(path, (at, at))
+    assert end_lost(store.home, RunRecord("recipe.yaml", "recipe-1", FLOW_RUN, None, []))
+    assert ends_in_mlflow(store, run) == before
 
 
 @pytest.mark.parametrize("until", [None, "dpo@beta=0.2"])

@@ -24,7 +24,9 @@ class EndpointConnectionError(Exception):
     """As botocore's: no OSError and none of MLflow's."""
 
 
-@pytest.mark.parametrize("error", [EndpointConnectionError("no bucket"), ModuleNotFoundError("No module named 'boto3'")])
+@pytest.mark.parametrize(
+    "error", [EndpointConnectionError("no bucket"), ModuleNotFoundError("No module named 'boto3'")]
+)
 def test_what_can_not_be_fetched_is_made_here(store: Store, error: Exception) -> None:
     def fails(*words: Any, **more: Any) -> Any:
         raise error

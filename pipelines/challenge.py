@@ -19,7 +19,7 @@ from artifacts.kinds import Model, Quantized
 from pipelines.gate import Condition, decides
 from pipelines.plan import Plan, Planned
 from pipelines.problems import Problems, did_you_mean
-from pipelines.wiring import check_stages
+from pipelines.wiring import check_stages, with_needs
 from tasks.registry import stage_class
 
 CHAMPION, EVAL_CHAMPION = "champion", "eval_champion"
@@ -90,6 +90,13 @@ class Challenge:
     recipe: dict[str, Any]
     champion: str | None
     eval_champion: str | None
+
+    def only(self, *labels: str) -> dict[str, Any]:
+        """The recipe with these stages and all that they need, and with no other branch."""
+        stages = self.recipe["stages"]
+        wiring, _ = check_stages(stages, Problems("the recipe with the champion"))
+        wanted = with_needs(labels, {label: inputs.values() for label, inputs in wiring.items()})
+        return {**self.recipe, "stages": {label: fields for label, fields in stages.items() if label in wanted}}
 
 
 def located_stages(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from artifacts.manifest import library_versions
 from artifacts.store import Store
 from pipelines.problems import Problems, did_you_mean
 from pipelines.recipe import Recipe
-from pipelines.wiring import check_stages, ordered
+from pipelines.wiring import check_stages, ordered, with_needs
 from tasks.context import Execution
 from tasks.parallel.settings import machine_problem
 from tasks.stage import Stage
@@ -52,14 +52,19 @@ class Plan:
         if label is None:
             return self
         names = [planned.label for planned in self.stages]
-        wanted: set[str] = set()
-        todo = branches_of(label, names)
-        if not todo:
+        if not (ends := branches_of(label, names)):
             raise no_stage("--until", label, names)
-        while todo:
-            wanted.add(current := todo.pop())
-            todo.extend(self[current].needs)
+        wanted = with_needs(ends, {planned.label: planned.needs for planned in self.stages})
         return Plan(self.recipe, tuple(planned for planned in self.stages if planned.label in wanted))
+
+    def numbered(self, numbers: Mapping[str, int], store: Store, *, strict_env: bool = False) -> Plan:
+        """The plan in which these stages have the numbers that they got when they were made afresh.
+
+        By label and not by override, which comes before a sweep: each branch has a number of its own.
+        """
+        own = {label: {"refresh": number} for label, number in numbers.items()}
+        stages = {label: {**fields, **own.get(label, {})} for label, fields in self.recipe.stages.items()}
+        return make_plan(self.recipe.model_copy(update={"stages": stages}), store, strict_env=strict_env)
 
 
 def branches_of(label: str, names: Collection[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ def ordered(wiring: Wiring) -> list[str]:
         return depth[label]
 
     return sorted(wiring, key=of)
+
+
+def with_needs(labels: Iterable[str], needs: Mapping[str, Iterable[str]]) -> set[str]:
+    """These stages and all that they need, where `needs` says of each what it takes its inputs from."""
+    found, todo = set[str](), list(labels)
+    while todo:
+        if (label := todo.pop()) not in found:
+            found.add(label)
+            todo.extend(needs[label])
+    return found
 
 
 def _is_known(label: str, uses: Any, problems: Problems) -> bool:

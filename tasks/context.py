@@ -120,7 +120,8 @@ class Progress:
             return
         if self.events:
             event = {"done": done, "total": total, "unit": unit, "figures": figures}
-            print(EVENT + json.dumps(event), flush=True)  # noqa: T201
+            sys.stdout.write(EVENT + json.dumps(event) + "\n")  # one write: unbuffered, `print` would make two of it
+            sys.stdout.flush()
         elif sys.stderr.isatty() and (done >= total or time.monotonic() - self._shown > 0.2):
             self._shown = time.monotonic()
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())

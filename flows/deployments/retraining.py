@@ -92,12 +92,12 @@ def _measured(
 ) -> tuple[dict[str, Any], Path, Opponent]:
     """A run in which both were evaluated; with its recipe, and the champion as it was measured there."""
     source = f"models:/{model}/{champion.version}" if champion is not None else None
-    challenge = challenger.recipe(source)
+    challenge, wanted = challenger.recipe(source), (challenger.model.label, challenger.report.label)
     remark = f"{asked.recipe}, measured beside {source or 'no champion yet'}."
-    path = write_recipe(f"retrain-{asked.recipe.stem}", challenge.recipe, remark)
+    path = write_recipe(f"retrain-{asked.recipe.stem}", challenge.only(*wanted), remark)
     if champion is not None:
         _check_fit(champion, challenger, Wanted(path, until=challenge.champion, from_form=True))
-    run = run_stages(Wanted(path, until=challenger.report.label, from_form=True))
+    run = run_stages(Wanted(path, from_form=True))
     if champion is None:
         return run, path, Opponent(None)
     return run, path, Opponent(str(champion.version), f"{run['run_id']}:{challenge.eval_champion}")

@@ -53,6 +53,8 @@ def launch(
             env={**KEEP_MEMORY, **os.environ, **environment, "ALIGN_EVENTS": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         RUNNING.add(process.pid)
+        if ENDING.is_set():  # those who ask may have looked just before, and look no more
+            _signal(process.pid, signal.SIGTERM)
         try:
             assert process.stdout is not None
             with sampled(process.pid, job.draft, job.execution.monitor_interval):
@@ -99,14 +101,27 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 
 def _pump(line: str, label: str, watcher: Watcher, log: Any) -> None:
-    if line.startswith(EVENT):
-        event = json.loads(line.removeprefix(EVENT))
+    text, event = _parted(line)
+    if event is not None:
         watcher.progress(label, event["done"], event["total"], event["unit"], event["figures"])
-        return
-    log.write(line + "\n")
+        if not text:
+            return
+    log.write(text + "\n")
     log.flush()
-    if line.strip():
-        watcher.line(label, line)
+    if text.strip():
+        watcher.line(label, text)
+
+
+def _parted(line: str) -> tuple[str, dict[str, Any] | None]:
+    """A line's text, and the event at its end; one into which somebody else has written meanwhile is text too."""
+    text, _, rest = line.partition(EVENT)
+    try:
+        event = json.loads(rest) if rest else None
+    except ValueError:
+        event = None
+    if isinstance(event, dict) and event.keys() >= {"done", "total", "unit", "figures"}:
+        return text, event
+    return text + rest, None
 
 
 def _ask(process: subprocess.Popen[str]) -> None:

@@ -28,7 +28,7 @@ def end_lost(home: Path, record: RunRecord) -> bool:
     run = TrackedRun(home, record.run_id)
     if not run.lost():
         return False
-    run.end("KILLED")
+    run.end("KILLED", ended=run.last_said)
     return True
 
 

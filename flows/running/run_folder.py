@@ -30,6 +30,11 @@ class RunFolder:
         """What is known of the run so far; None if it was never tracked from here."""
         return json.loads(self._facts.read_text()) if self._facts.exists() else None
 
+    @property
+    def last_said(self) -> float:
+        """When it last wrote anything, in seconds since the epoch."""
+        return max(path.stat().st_mtime for path in (self._facts, self.log) if path.exists())
+
     def lost(self) -> bool:
         """Whether its process is gone without a word."""
         return self.facts is not None and self.facts["status"] == "RUNNING" and not self.live()

@@ -74,7 +74,7 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     watch.logger = _logger(watch)
     check_code(_deployment_version(), partial(watch.line, "code"))
     store = Store(align_home())
-    plan = plan_of(_as_before(wanted, store.home), store)
+    plan = _planned(wanted, store)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
     said = verdicts(plan, store)
     _say(plan, said, wanted, watch)
@@ -116,16 +116,24 @@ def _deployment_version() -> str | None:
     return context.flow_run.deployment_version if context and context.flow_run else None
 
 
-def _as_before(wanted: Wanted, home: Path) -> Wanted:
-    """For a flow run that is tried again: the stages that it made afresh are not made afresh once more."""
+def _planned(wanted: Wanted, store: Store) -> Plan:
+    """What is to run. In a flow run that is tried again, stages that it made afresh are not made afresh once more."""
+    numbers = _made_afresh(wanted, store.home)
+    if numbers is None:
+        return plan_of(wanted, store)
+    plan = plan_of(replace(wanted, refresh=(), until=None), store)
+    return plan.numbered(numbers, store, strict_env=wanted.strict_env).until(wanted.until)
+
+
+def _made_afresh(wanted: Wanted, home: Path) -> dict[str, int] | None:
+    """The number of each stage that this flow run made afresh when it was begun, by label; None if it was not."""
     if not wanted.refresh or flow_run.id is None:
-        return wanted
+        return None
     earlier = next((record for record in load_records(home) if record.flow_run_id == flow_run.id), None)
     if earlier is None:
-        return wanted
+        return None
     payloads = json.loads((TrackedRun(home, earlier.run_id).files / "plan.json").read_text())
-    numbers = {f"{label}.refresh": each["refresh"] for label, each in payloads.items() if "refresh" in each}
-    return replace(wanted, overrides={**wanted.overrides, **numbers}, refresh=())
+    return {label: each["refresh"] for label, each in payloads.items() if "refresh" in each}
 
 
 def _say(plan: Plan, said: Mapping[str, Verdict], wanted: Wanted, watch: Watcher) -> None:

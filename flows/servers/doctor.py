@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from artifacts.errors import AlignError
+from flows.addresses import without_secrets
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 from flows.servers.home_checks import databases_found, home_found, locks_found, lost_runs_found
 from flows.servers.machine_checks import devices_found, disk_found, memory_found, versions_found
@@ -41,6 +42,12 @@ def _safely(check: Callable[[Path], Iterator[Finding]], home: Path) -> Iterator[
     """What a check finds; one that can't be made is a finding too, and keeps no other from being made."""
     try:
         yield from check(home)
-    except (OSError, ValueError, AlignError) as error:
+    except Exception as error:  # whatever it is: a library that can't be imported, a driver that gives up
         name = check.__name__.removesuffix("_found").replace("_", " ")
-        yield Finding(name, BROKEN, f"can't be looked at: {error}", "see to what this says")
+        yield Finding(name, BROKEN, f"can't be looked at: {_said(error)}", "see to what this says")
+
+
+def _said(error: Exception) -> str:
+    """What an error says, after its kind where it is not one of ours: some say no more than a name."""
+    said = without_secrets(str(error))
+    return said if isinstance(error, AlignError) else f"{type(error).__name__}: {said}"

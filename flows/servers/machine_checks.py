@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from flows.addresses import reason
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 
 GIB = 1 << 30
@@ -25,15 +26,19 @@ def versions_found(home: Path) -> Iterator[Finding]:
 
     wanted = [Requirement(line) for line in tomllib.loads(PROJECT.read_text())["project"]["dependencies"]]
     for one in wanted:
-        try:
-            got = metadata.version(one.name)
-        except metadata.PackageNotFoundError:
-            got = "none"
+        got = _version(one.name)
         if got == "none" or not one.specifier.contains(got, prereleases=True):
             yield Finding("versions", BROKEN, f"{one.name}: wanted {one.specifier}, got {got}",
                           f"pip install '{one}', or `make clean` and `make .venv/.ready`")  # fmt: skip
-    main = ", ".join(f"{name} {metadata.version(name)}" for name in ("prefect", "mlflow", "torch"))
+    main = ", ".join(f"{name} {_version(name)}" for name in ("prefect", "mlflow", "torch"))
     yield Finding("versions", OK, f"{len(wanted)} libraries looked at: {main}")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def disk_found(home: Path) -> Iterator[Finding]:
@@ -76,8 +81,11 @@ def _cache(group: Path) -> int:
 
 def devices_found(home: Path) -> Iterator[Finding]:
     """What torch would train on."""
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # it is not there, or its libraries are not
+        yield Finding("devices", BROKEN, f"torch can't be imported: {error}", "`make clean` and `make .venv/.ready`")
+        return
     cores = len(os.sched_getaffinity(0))
     yield Finding("devices", OK, f"{cores} CPU cores ({torch.backends.cpu.get_cpu_capability()})")
     if not torch.cuda.is_available():
@@ -86,7 +94,12 @@ def devices_found(home: Path) -> Iterator[Finding]:
                           "`nvidia-smi` must list the GPU, and torch be built for CUDA: see pytorch.org")  # fmt: skip
         return
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+        except RuntimeError as error:  # such as out of memory, where others left no room for a context
+            yield Finding("devices", BROKEN, f"cuda:{index} can't be used: {reason(error)}",
+                          "`nvidia-smi` shows whether others fill it, or it needs a reset")  # fmt: skip
+            continue
         taken = free < total / 2
         yield Finding(
             "devices", WARNING if taken else OK,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-
 from artifacts.store import Store
 from flows.addresses import reason
 from flows.home import aside
@@ -38,7 +36,7 @@ def fetch(server: MlflowServer, store: Store, uses: str, key: str, say: Say) -> 
         unfinished = [run for run, status in runs if status != "FINISHED" and run != stage.sent(server.name).run_id]
         if unfinished and not any(stage.draft.glob("work/checkpoint-*/manifest.json")):
             _fetch_checkpoint(server, stage, unfinished[0], say)
-    except (MlflowException, OSError) as error:
+    except Exception as error:  # stores raise what they like: botocore's own, or that a library is not there
         say(f"nothing could be fetched from {server.shown}: {reason(error)}")
     return False
 

@@ -38,8 +38,6 @@ def fetched(recipe: Recipe, home: Path) -> Recipe:
 
 def _fetch(where: str, uri: str, home: Path) -> Path:
     """The folder of the model at `uri`."""
-    from mlflow.exceptions import MlflowException
-
     from flows.tracking.mlflow_server import MlflowServer
 
     server = MlflowServer(home)
@@ -49,7 +47,7 @@ def _fetch(where: str, uri: str, home: Path) -> Path:
         with held(home / "locks" / "fetched", wait=True):
             if not folder.exists():
                 _download(uri, place, folder, server)
-    except (ModelError, MlflowException, OSError) as error:
+    except Exception as error:  # an artifact store raises what it likes, and says by itself what is wrong
         raise ModelError(f"{where}: {uri} can't be had from MLflow at {server.shown}: {reason(error)}") from error
     found = [path.parent for name in ("adapter_config.json", "config.json") for path in sorted(folder.rglob(name))]
     if not found:
@@ -58,7 +56,7 @@ def _fetch(where: str, uri: str, home: Path) -> Path:
 
 
 def _download(uri: str, place: str, folder: Path, server: MlflowServer) -> None:
-    """Raises MlflowException or OSError, and leaves nothing then."""
+    """Raises whatever MLflow, the artifact store or the disk does, and leaves nothing then."""
     from mlflow.artifacts import download_artifacts
 
     print(f"fetching {uri} from {server.shown}", file=sys.stderr)

@@ -29,6 +29,9 @@ from flows.tracking.stage_facts import log_params, read_by
 from flows.tracking.tracked_stage import open_run
 from pipelines.plan import Plan
 
+HELD: dict[Path, int] = {}
+"""The locks of this process's runs, by file. The kernel would let a second descriptor of the same process wait."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -44,19 +47,14 @@ class Origin:
 class TrackedRun(RunFolder):
     """One run's folder, and what a server gets of it."""
 
-    def __init__(self, home: Path, run_id: str) -> None:
-        super().__init__(home, run_id)
-        self._lock: int | None = None
-
     def begin(self, plan: Plan, origin: Origin, waiting: Callable[[], None]) -> None:
         """Write down what the run carries from the start, and hold its lock for as long as this process lives.
 
-        A run that was begun before, and goes on, is the same in MLflow too. `waiting` is called, again and again, while
-        its earlier process is still there.
+        A run that was begun before, and goes on, is the same in MLflow too, also where this process began it. `waiting`
+        is called, again and again, while its earlier process is still there.
         """
         self.files.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        wait_until(partial(locked, self._lock), waiting)
+        self._hold(waiting)
         for path in self.folder.glob("*/run_id"):
             sent = Sent(path.parent)
             sent.unmark("complete")
@@ -80,8 +78,11 @@ class TrackedRun(RunFolder):
         })  # fmt: skip
 
     def end(self, status: str, **more: Any) -> None:
-        """Write down how the run ended, and what more is known: `summary`, headline `metrics`, and their `policy`."""
-        self._write({**(self.facts or {}), "status": status, **more})
+        """Write down how the run ended, and what more is known: `summary`, headline `metrics`, and their `policy`.
+
+        When it ended is what it says first; what is learned later, such as that Prefect knows, changes nothing of that.
+        """
+        self._write({"ended": time.time(), **(self.facts or {}), "status": status, **more})
 
     def sent(self, server: str) -> Sent:
         """What a server has of it."""
@@ -120,11 +121,24 @@ class TrackedRun(RunFolder):
                 tags.append(RunTag(accepted(f"align.stage.{stage['name']}"), linked.run))
         if policy := facts.get("policy"):
             log_params(server.client, run, {"policy": policy})
-        at = int(self._facts.stat().st_mtime * 1000)
+        at = int(facts.get("ended", self._facts.stat().st_mtime) * 1000)
         points = [Metric(name, value, at, 0) for name, value in numbers(facts["metrics"]).items()]
         server.client.log_batch(run, metrics=points, tags=tags)
         server.client.set_terminated(run, facts["status"], end_time=at)
         sent.mark("complete")
+
+    def _hold(self, waiting: Callable[[], None]) -> None:
+        """Between two parts of one flow run the lock stays held: nobody may take its flow run for one that is over."""
+        file = (self.folder / "lock").resolve()
+        if file in HELD:
+            return
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            wait_until(partial(locked, lock), waiting)
+        except BaseException:
+            os.close(lock)
+            raise
+        HELD[file] = lock
 
     def _send_files(self, server: MlflowServer, run: str) -> None:
         for path in sorted(self.files.iterdir()):

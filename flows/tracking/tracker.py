@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
-
 from artifacts.errors import InterruptedStage
 from artifacts.store import Store
 from flows.records import RunRecord
@@ -56,7 +54,7 @@ class Tracker:
         waiting = partial(Waiting(run_id, watcher), "its earlier process, still at work")
         tracker.run.begin(plan, origin, waiting)
         if server is not None and tracker.courier is not None:
-            with suppress(MlflowException, OSError):  # it answered a moment ago; the courier tries again
+            with suppress(Exception):  # it answered a moment ago; the courier tries again, and says what is wrong
                 tracker.run.open(server)
             tracker.courier.start()
         return tracker

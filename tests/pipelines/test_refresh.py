@@ -64,6 +64,15 @@ def test_of_a_swept_stage_all_branches_are_made_afresh(planned: Planning) -> Non
     assert {name for name in before if name.startswith("dpo@") and before[name] == after[name]} == set()
 
 
+def test_each_branch_is_found_again_under_the_number_that_it_got(planned: Planning, store: Store) -> None:
+    sweep = {"dpo.beta": [0.1, 0.2]}
+    finish(planned("dpo", sweep=sweep)["dpo@beta=0.1"], store)
+    made = planned("dpo", sweep=sweep)
+    numbers = {each.label: each.payload["refresh"] for each in made.stages if "refresh" in each.payload}
+    assert numbers == {"dpo@beta=0.1": 2, "dpo@beta=0.2": 1}
+    assert keys(planned(sweep=sweep).numbered(numbers, store)) == keys(made)
+
+
 def test_what_is_wrong_is_said(planned: Planning) -> None:
     with pytest.raises(UserError, match="--refresh: no stage is named 'dop'; did you mean 'dpo'"):
         planned("dop")

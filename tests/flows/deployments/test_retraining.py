@@ -13,6 +13,7 @@ import pytest
 from artifacts.errors import UserError
 from flows.cli import main
 from flows.commands.planning import Wanted
+from flows.records import find_record
 from tests.flows.conftest import aliases
 from tests.flows.made_runs import MadeRuns
 
@@ -177,6 +178,15 @@ def test_a_champion_from_a_base_that_does_not_fit_is_said_before_anything_trains
     with pytest.raises(UserError, match=r"assistant version 1, the champion, is not from the base .*hidden_size 64"):
         retrain(wins(0.9), model="assistant", base__source="builtin:tiny-gpt2")
     assert asked == ["champion"]
+
+
+def test_a_model_that_only_its_adapter_is_measured_of_is_made_and_no_more_than_that(retrain, registry, home):
+    other = {"uses": "dpo", "policy": "sft", "data": "pairs", "beta": 0.9}
+    assert retrain(wins(0.6), eval__policy="dpo", other=other).outcome == "promoted"
+    done = retrain(wins(0.6), eval__policy="dpo", other=other, pairs__source="more.jsonl")
+    assert done.outcome == "promoted" and aliases(registry) == {"champion": "2", "previous": "1"}
+    ran = {stage["name"] for stage in find_record(home, done.run_id).stages}
+    assert ran == {"base", "rows", "pairs", "sft", "dpo", "reward", "merge", "eval", "champion", "eval_champion"}
 
 
 def test_what_is_wrong_with_what_is_asked_is_said_before_anything_trains(retrain, write_recipe, home):

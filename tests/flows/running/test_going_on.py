@@ -16,9 +16,11 @@ from artifacts.store import Store
 from flows.commands.planning import Wanted, plan_of
 from flows.records import RunRecord, run_id_for
 from flows.running.execute import Waiting
-from flows.running.lost import _end
+from flows.running.lost import TOLD, _end, end_lost
+from flows.running.stages import _planned
 from flows.running.watch import Watcher
-from flows.tracking.tracked_run import Origin, TrackedRun
+from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.tracked_run import HELD, Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan
 from tests.conftest import ROOT, chain
@@ -47,8 +49,7 @@ def attempt(store: Store, plan: Plan, status: str) -> str:
     assert tracker.mlflow_run_id is not None
     assert client.get_run(tracker.mlflow_run_id).info.status == "RUNNING"
     tracker.end(status, record.stages)
-    assert tracker.run._lock is not None
-    os.close(tracker.run._lock)  # as the end of the process does
+    os.close(HELD.pop((tracker.run.folder / "lock").resolve()))  # as the end of the process does
     assert client.get_run(tracker.mlflow_run_id).info.status == status
     return tracker.mlflow_run_id
 
@@ -64,6 +65,54 @@ def test_another_flow_run_or_recipe_is_another_run(store: Store) -> None:
     assert run_id_for(store.home, "tiny", None) != "tiny-1"
     assert run_id_for(store.home, "tiny", FLOW_RUN.replace("6", "7")) != "tiny-1"
     assert run_id_for(store.home, "quickstart", FLOW_RUN).startswith("quickstart-")
+
+
+def ends_in_mlflow(store: Store, run: TrackedRun) -> float:
+    """In seconds since the epoch, when it is sent now."""
+    server = MlflowServer.reach(store.home, "recipe")
+    run.close(server, [])
+    sent = run.sent(server.name).run_id
+    assert sent is not None
+    return float(server.client.get_run(sent).info.end_time / 1000)
+
+
+def test_what_is_learned_of_a_run_later_does_not_move_its_end(store: Store, plan: Plan) -> None:
+    run = TrackedRun(store.home, "recipe-1")
+    run.begin(plan, Origin(FLOW_RUN), lambda: None)
+    run.end("FINISHED")
+    ended = time.time()
+    time.sleep(0.1)
+    run.end("FINISHED", **{TOLD: True})
+    assert ends_in_mlflow(store, run) <= ended
+
+
+def test_a_run_whose_process_is_gone_ended_when_it_last_said_something(store: Store, plan: Plan) -> None:
+    run = TrackedRun(store.home, "recipe-1")
+    run.begin(plan, Origin(FLOW_RUN), lambda: None)
+    os.close(HELD.pop((run.folder / "lock").resolve()))  # as the end of the process does
+    run.log.write_text("")
+    before = int(time.time()) - 3600
+    for path, at in ((run.folder / "facts.json", before - 10), (run.log, before)):
+        os.utime(path, (at, at))
+    assert end_lost(store.home, RunRecord("recipe.yaml", "recipe-1", FLOW_RUN, None, []))
+    assert ends_in_mlflow(store, run) == before
+
+
+@pytest.mark.parametrize("until", [None, "dpo@beta=0.2"])
+def test_a_sweep_that_was_made_afresh_is_planned_again_as_it_was(
+    store: Store, write_recipe, monkeypatch: pytest.MonkeyPatch, until: str | None
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", FLOW_RUN)
+    sweep = {"dpo.beta": [0.1, 0.2]}
+    wanted = Wanted(write_recipe(chain()), sweep=sweep, until=until, refresh=("dpo",))
+    made = _planned(wanted, store)
+    TrackedRun(store.home, "recipe-1").begin(made, Origin(FLOW_RUN), lambda: None)
+    RunRecord(str(wanted.recipe), "recipe-1", FLOW_RUN, None, []).save(store.home)
+    for each in made.stages:
+        store.folder(each.uses, each.key).mkdir(parents=True)
+    again = _planned(wanted, store)
+    assert [each.key for each in again.stages] == [each.key for each in made.stages]
+    assert again["dpo@beta=0.2"].payload["refresh"] == 1
 
 
 def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, plan: Plan) -> None:
@@ -82,6 +131,19 @@ def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, p
     run.begin(plan, Origin(FLOW_RUN), waiting)
     process.communicate()
     assert said and run.live()
+
+
+def test_two_parts_of_one_flow_run_in_one_process_do_not_wait_for_each_other(store: Store, plan: Plan) -> None:
+    """Retraining looks first whether the champion fits, and then trains."""
+
+    def waiting() -> None:
+        raise AssertionError("it waits for itself")
+
+    TrackedRun(store.home, "tiny-1").begin(plan, Origin(FLOW_RUN), waiting)
+    TrackedRun(store.home, "tiny-1").end("FINISHED")
+    assert TrackedRun(store.home, "tiny-1").live()  # its flow run is not over
+    TrackedRun(store.home, "tiny-1").begin(plan, Origin(FLOW_RUN), waiting)
+    assert TrackedRun(store.home, "tiny-1").live()
 
 
 def test_a_stage_says_once_for_whom_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from artifacts.store import Store
 from flows.cli import main
-from flows.servers import home_checks, machine_checks, server_checks
+from flows.servers import doctor, home_checks, machine_checks, server_checks
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 from flows.servers.processes import Started
 from flows.servers.state import ROLES, Servers
@@ -68,6 +69,52 @@ def test_a_library_out_of_its_range_and_one_that_is_not_there(home, tmp_path, mo
     old, missing = of(machine_checks.versions_found(home), BROKEN)
     assert old.found.startswith("pydantic: wanted <2,>=1, got 2.") and "pip install 'pydantic<2,>=1'" in old.do
     assert missing.found == "no-such-library: wanted >=1, got none"
+
+
+def test_torch_that_can_not_be_imported_or_is_not_there(home, tmp_path, monkeypatch, capsys):
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\ndependencies = ["torch>=2"]\n')
+    monkeypatch.setattr(machine_checks, "PROJECT", project)
+    version = metadata.version
+
+    def of(name):
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", of)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr()
+    assert "torch: wanted >=2, got none" in said.out and "torch can't be imported" in said.out
+    assert "mlflow 3" in said.out and "2 broken" in said.err
+
+
+def test_a_gpu_that_can_not_be_asked_keeps_no_other_from_being_looked_at(home, monkeypatch):
+    import torch
+
+    def asked(index):
+        if index == 0:
+            raise RuntimeError("CUDA error: out of memory\nmore of that")
+        return 9 << 30, 10 << 30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", asked)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H100")
+    _, full, well = machine_checks.devices_found(home)
+    assert (full.level, full.found) == (BROKEN, "cuda:0 can't be used: CUDA error: out of memory")
+    assert well.level == OK and well.found.startswith("cuda:1 H100: 9.0 of 10.0 GiB")
+
+
+def test_whatever_a_check_runs_into_is_a_finding(home, monkeypatch, capsys):
+    def devices_found(home):
+        raise RuntimeError("no http://me:hidden@server/")
+        yield
+
+    monkeypatch.setattr(doctor, "CHECKS", (devices_found,))
+    assert main(["doctor"]) == 1
+    assert "can't be looked at: RuntimeError: no http://server/" in capsys.readouterr().out
 
 
 def test_too_little_room_on_the_disk(home, monkeypatch):

@@ -140,3 +140,12 @@ def test_a_fetch_that_is_cut_off_leaves_nothing_and_is_done_again(server, run, k
             key_of(f"runs:/{run}/model")
     assert not any((home / "fetching").iterdir()) and not (home / "fetched").exists()
     assert key_of(f"runs:/{run}/model")
+
+
+def test_whatever_an_artifact_store_raises_is_said(server, run, key_of, monkeypatch):
+    def fails(**asked):
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fails)
+    with pytest.raises(ModelError, match=f"runs:/{run}/model can't be had from MLflow at .*: No module named 'boto3'"):
+        key_of(f"runs:/{run}/model")

@@ -1,0 +1,65 @@
+"""Artifact stores elsewhere raise what they like, and say it in no words of MLflow's: no run ends for that."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from artifacts.errors import StageError
+from artifacts.store import Store
+from flows.commands.planning import Wanted, plan_of
+from flows.records import RunRecord
+from flows.running.watch import Watcher
+from flows.tracking import sync
+from flows.tracking.elsewhere import fetch
+from flows.tracking.tracked_run import Origin, TrackedRun
+from flows.tracking.tracker import Tracker
+from tests.conftest import chain
+
+
+class EndpointConnectionError(Exception):
+    """As botocore's: no OSError and none of MLflow's."""
+
+
+@pytest.mark.parametrize(
+    "error", [EndpointConnectionError("no bucket"), ModuleNotFoundError("No module named 'boto3'")]
+)
+def test_what_can_not_be_fetched_is_made_here(store: Store, error: Exception) -> None:
+    def fails(*words: Any, **more: Any) -> Any:
+        raise error
+
+    run = SimpleNamespace(info=SimpleNamespace(run_id="r" * 32, status="FINISHED"))
+    client = SimpleNamespace(search_experiments=list, search_runs=lambda *_: [run], list_artifacts=fails)
+    server: Any = SimpleNamespace(is_own=False, name="theirs", shown="http://theirs", client=client)
+    said: list[str] = []
+    assert not fetch(server, store, "sft", "k" * 64, said.append)
+    assert said == [f"nothing could be fetched from http://theirs: {error}"]
+
+
+def test_one_run_that_can_not_be_sent_keeps_no_other_back(store: Store, monkeypatch, capsys) -> None:
+    for name in ("one", "two"):
+        RunRecord("recipe.yaml", name, None, None, []).save(store.home)
+
+    def send(server: Any, store: Store, record: RunRecord) -> list[dict[str, Any]]:
+        if record.run_id == "one":
+            raise EndpointConnectionError("no bucket")
+        return [{"run_id": record.run_id, "stage": None, "mlflow_run_id": "m"}]
+
+    monkeypatch.setattr(sync, "send_run", send)
+    with pytest.raises(StageError, match="one: no bucket\nnot all could be sent"):
+        sync.sync(as_json=True)
+    assert [each["run_id"] for each in json.loads(capsys.readouterr().out)["sent"]] == ["two"]
+
+
+def test_a_run_begins_though_its_first_files_can_not_be_sent(store: Store, write_recipe, monkeypatch) -> None:
+    def fails(*words: Any) -> None:
+        raise EndpointConnectionError("no bucket")
+
+    monkeypatch.setattr(TrackedRun, "_send_files", fails)
+    plan = plan_of(Wanted(write_recipe(chain())), store)
+    tracker = Tracker.begin(store, plan, "recipe-1", Origin(), Watcher(), offline=False)
+    assert tracker.run.live()
+    tracker.end("KILLED", [])  # which waits no longer than it must

@@ -64,8 +64,9 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
         )  # fmt: skip
 
     ended = _called(flow, home, quiet=quiet)
-    if ended.watcher.run_id is not None:  # else it failed before it began
-        _show_run(home, ended.watcher.run_id, as_json)
+    run_id = ended.watcher.run_id
+    if run_id is not None and (home / "runs" / f"{run_id}.json").exists():  # else it failed before it began
+        _show_run(home, run_id, as_json)
     return ended.leave()
 
 

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 from prefect import State, flow  # noqa: E402
 
 from flows.commands.planning import Wanted  # noqa: E402
+from flows.running.ephemeral import keep_from_ctrl_c  # noqa: E402
 from flows.running.stages import answer, run_stages  # noqa: E402
 from pipelines.sweep import MOST_BRANCHES  # noqa: E402
 
@@ -59,4 +60,5 @@ def align(
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).resolve().parent.parent)
+    keep_from_ctrl_c()
     align()

@@ -19,6 +19,7 @@ from flows.deployments.form_flow import form_flow
 from flows.deployments.retraining import GATE, Asked, Retrained, retrain
 from flows.links import mlflow_page, mlflow_server
 from flows.running.run_page import show_decision
+from flows.running.watch import watcher
 
 FIELDS = [
     Shown("recipe", str, "pipelines/quickstart.yaml", "Recipe",
@@ -38,6 +39,7 @@ FIELDS = [
 def _run(given: dict[str, Any]) -> State[dict[str, Any]]:
     """Green under a name that says what became of it: Promoted, Kept or Unchanged."""
     done = retrain(Asked(**{**given, "recipe": Path(given["recipe"])}))
+    watcher().decision = done.as_dict()
     said = done.decision.said
     get_run_logger().info(said)
     show_decision(page(done), said)

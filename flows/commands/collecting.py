@@ -6,13 +6,17 @@ import json
 import shutil
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from artifacts.garbage import DAY_S, find_garbage, remove
 from artifacts.store import Store
 from flows.home import align_home
 from flows.records import RunRecord, load_records
 from flows.tables import garbage_table
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 
 def collect(*, keep_runs: int | None, draft_days: float, yes: bool, as_json: bool) -> int:
@@ -59,18 +63,29 @@ def _forget(store: Store, keep_runs: int | None, draft_days: float) -> None:
 
 
 def registered_results(store: Store) -> set[str]:
-    """The store's names of results that are versions of a registered model in MLflow."""
-    import mlflow.exceptions
+    """The store's names of results that are versions of a registered model in MLflow.
 
-    from flows.tracking.mlflow_server import KEY_TAG, USES_TAG, MlflowServer
+    Raises UserError unless MLflow answers for each of them: what it does not say may be needed.
+    """
+    from flows.tracking.mlflow_server import KEY_TAG, USES_TAG, MlflowServer, every
 
-    client = MlflowServer(store.home).client
+    server = MlflowServer.reach(store.home)
     found = set()
-    for run in {version.run_id for version in client.search_model_versions() if version.run_id}:
-        try:
-            tags = client.get_run(run).data.tags
-        except mlflow.exceptions.MlflowException:  # its run was deleted
-            continue
-        if KEY_TAG in tags:
-            found.add(store.folder(tags[USES_TAG], tags[KEY_TAG]).name)
+    with server.answering():
+        for run in {version.run_id for version in every(server.client.search_model_versions) if version.run_id}:
+            tags = _tags(server.client, run)
+            if KEY_TAG in tags:
+                found.add(store.folder(tags[USES_TAG], tags[KEY_TAG]).name)
     return found
+
+
+def _tags(client: MlflowClient, run: str) -> Mapping[str, str]:
+    """A run's tags; none if it was deleted for good."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_run(run).data.tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}

@@ -53,6 +53,8 @@ class Wanted:
                 continue
             if not file.resolve().parent.is_dir() or file.is_dir():
                 raise UserError(f"{option}: wanted a file in a folder that is there, got {file}")
+            if not os.access(file if file.exists() else file.resolve().parent, os.W_OK):
+                raise UserError(f"{option}: wanted a file that you may write, got {file}")
             if option != "--html" and file.suffix not in PICTURES:
                 raise UserError(f"{option}: wanted a file named {', '.join(f'*{end}' for end in PICTURES)}, got {file}")
         if self.completions < 0:
@@ -72,7 +74,12 @@ def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
     comparisons = Comparisons.of(policies, Store(align_home()), alike=len(what) > 1)
     server = _mlflow() if wanted.link or wanted.open else None
     links = compare_links(comparisons, server.shown, server.place_of) if server else {}
-    _save(comparisons, wanted, " ".join(what), links)
+    try:
+        _save(comparisons, wanted, " ".join(what), links)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or 'page or picture'}: can't be written ({error.strerror}); give another file"
+        ) from error
     if as_json:
         print(json.dumps({**comparisons.as_dict(), "links": links}))
     else:

@@ -98,8 +98,9 @@ def _keeping_verbs(verbs: Any) -> None:
 def _registry_verbs(verbs: Any) -> None:
     chat = _verb(verbs, "chat", answers_json=False)
     chat.add_argument("what", metavar="STAGE|FOLDER", help="RUN:stage, the beginning of a key, or a model folder")
-    chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time")
-    chat.add_argument("--max-new-tokens", type=int, default=256)
+    chat.add_argument("--temperature", type=float, default=0.7, help="0 for the likeliest token each time (0.7)")
+    chat.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N",
+                      help="the most tokens of an answer (256)")  # fmt: skip
     retrain = _verb(verbs, "retrain")
     _fields(retrain)
     retrain.add_argument("--stage", metavar="STAGE",

@@ -7,19 +7,43 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import AlignError, StageError, UserError
+from artifacts.errors import AlignError, StageError
 from artifacts.store import Store
 from flows.addresses import without_secrets
 from flows.colours import coloured
 from flows.commands.planning import Wanted, plan_of
+from flows.commands.without_prefect import without_prefect
 from flows.home import align_home
 from flows.running.watch import WATCHER, TerminalWatcher, Watcher
 from flows.tables import gate_table
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a flow that was called from here ended."""
+
+    watcher: Watcher
+    failure: AlignError | None = None
+    prefect_left: bool = False
+
+    def leave(self) -> int:
+        """Say what failed, on standard error; gives the exit status."""
+        status = 0
+        if self.failure is not None:
+            status = self.failure.exit_status
+            for line in str(self.failure).splitlines():
+                print(f"{coloured('error:', 'red', sys.stderr)} {without_secrets(line)}", file=sys.stderr)
+        if self.prefect_left:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # its exit handlers would try to reach it for minutes; all of ours is done
+        return status
 
 
 def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet: bool) -> int:
@@ -29,48 +53,61 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
     plan = plan_of(wanted, store)
     store.check_writable(0)
     print(f"{len(plan.stages)} stages; outputs go to {home}", file=sys.stderr)
-    failure: AlignError | None = None
-    prefect_left = False
-    with watched(quiet=quiet) as watcher:
-        from httpx import HTTPError
 
+    def flow() -> None:
         from flows.align import align
 
-        try:
-            align(
-                str(wanted.recipe), dict(wanted.overrides), dict(wanted.execution), wanted.until, wanted.strict_env,
-                offline, {name: list(values) for name, values in wanted.sweep.items()}, wanted.max_branches, jobs,
-                list(wanted.refresh),
-            )  # fmt: skip
-        except AlignError as error:
-            failure = error
-        except HTTPError as error:  # Prefect's
-            failure, prefect_left = _without_prefect(home, watcher, error), True
-    status = _answer(home, watcher.run_id, failure, as_json)
-    if prefect_left:
-        sys.stdout.flush()
-        os._exit(status)  # its exit handlers would try to reach it for minutes; all of ours is done
-    return status
+        align(
+            str(wanted.recipe), dict(wanted.overrides), dict(wanted.execution), wanted.until, wanted.strict_env,
+            offline, {name: list(values) for name, values in wanted.sweep.items()}, wanted.max_branches, jobs,
+            list(wanted.refresh),
+        )  # fmt: skip
+
+    ended = _called(flow, home, quiet=quiet)
+    run_id = ended.watcher.run_id
+    if run_id is not None and (home / "runs" / f"{run_id}.json").exists():  # else it failed before it began
+        _show_run(home, run_id, as_json)
+    return ended.leave()
 
 
 def retrain_recipe(given: Mapping[str, Any], *, as_json: bool) -> int:
     """`align retrain`: the flow that is scheduled, once and here; prints what became of it."""
-    with watched(quiet=False):
-        from httpx import HTTPError
+    home = align_home()
+    Store(home).check_writable(0)
 
+    def flow() -> None:
         from flows.retrain import align_retrain
 
+        align_retrain(**given)
+
+    ended = _called(flow, home, quiet=False)
+    if (done := ended.watcher.decision) is not None:
+        if as_json:
+            print(json.dumps(done))
+        else:
+            print("\n".join(filter(None, [gate_table(done["conditions"]) if done["conditions"] else "", done["said"]])))
+    elif ended.failure is None:
+        assert ended.prefect_left
+        gone = "Prefect went away before anything was decided; run the same command again to go on"
+        ended = replace(ended, failure=StageError(gone))
+    return ended.leave()
+
+
+def _called(flow: Callable[[], object], home: Path, *, quiet: bool) -> Ended:
+    """Call a flow, and see how it ends; Ctrl-C is the caller's unless Prefect stands in its way."""
+    with watched(quiet=quiet) as watcher:
+        from httpx import HTTPError
+
+        from flows.running.ephemeral import keep_from_ctrl_c
+
+        keep_from_ctrl_c()
         try:
-            done = align_retrain(**given)
+            flow()
+        except AlignError as error:
+            return Ended(watcher, error)
         except HTTPError as error:  # Prefect's
-            raise UserError(f"Prefect can't be reached: {error}; start its server, or unset PREFECT_API_URL") from error
-    if as_json:
-        print(json.dumps(done))
-        return 0
-    if done["conditions"]:
-        print(gate_table(done["conditions"]))
-    print(done["said"])
-    return 0
+            return Ended(watcher, without_prefect(home, watcher, error), prefect_left=True)
+    return Ended(watcher)
 
 
 @contextmanager
@@ -92,56 +129,15 @@ def _quieten() -> None:
     logging.raiseExceptions = False
 
 
-def _without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignError | None:
-    """What a run amounts to whose Prefect server does not answer: it ends as it would have, if it could begin."""
-    from flows.records import find_record
-    from flows.running.run_folder import RunFolder
-
-    said = without_secrets(str(error))
-    if watcher.run_id is None:
-        return UserError(_why_not(error))
-    facts = RunFolder(home, watcher.run_id).facts
-    if facts is None or facts["status"] == "RUNNING":
-        return StageError(f"Prefect went away: {said}; run the same command again to go on")
-    watcher.line("prefect", "went away and has not heard how the run ended; `align sync` tells it")
-    failed = [stage for stage in find_record(home, watcher.run_id).stages if stage["status"] == "failed"]
-    return StageError("\n".join(stage["error"] for stage in failed)) if failed else None
-
-
-def _why_not(error: Exception) -> str:
-    """Why Prefect can't be used, in words that say what to do."""
-    from flows.servers import asking
-    from flows.servers.passwords import prefect_password
-    from flows.servers.state import named_prefect
-
-    server, password = (named_prefect() or "").rstrip("/").removesuffix("/api"), prefect_password()
-    trouble = asking.prefect_trouble(server, password) if server else None
-    if trouble is None:
-        return f"Prefect can't be reached: {without_secrets(str(error))}; start its server, or unset PREFECT_API_URL"
-    do = password.do if trouble == asking.Trouble.PASSWORD else "see to that server"
-    return f"Prefect at {without_secrets(server)} {trouble}; {do}, or unset PREFECT_API_URL"
-
-
 def _as_ctrl_c(number: int, frame: object) -> None:
     """Whoever ends the run with SIGTERM gets what Ctrl-C gives: saved work, no orphan, and status 130."""
     raise KeyboardInterrupt
 
 
-def _answer(home: Path, run_id: str | None, failure: AlignError | None, as_json: bool) -> int:
-    """Print what is left of the run; the exit status is the failure's."""
+def _show_run(home: Path, run_id: str, as_json: bool) -> None:
+    """Print what is left of a run."""
     from flows.commands.run_tables import run_end
     from flows.records import find_record
 
-    if run_id is None:  # it failed before it began
-        assert failure is not None
-        raise failure
     record = find_record(home, run_id)
-    if as_json:
-        print(json.dumps(record.described(home)))
-    else:
-        print(run_end(record, home))
-    if failure is not None:
-        for line in str(failure).splitlines():
-            print(f"{coloured('error:', 'red', sys.stderr)} {line}", file=sys.stderr)
-        return failure.exit_status
-    return 0
+    print(json.dumps(record.described(home)) if as_json else run_end(record, home))

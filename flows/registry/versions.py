@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from artifacts.errors import UserError
-from flows.tracking.mlflow_server import DIGEST_TAG, MlflowServer
+from flows.tracking.mlflow_server import DIGEST_TAG, MlflowServer, every
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 NOT_IN_NAMES = "/:'\""
@@ -106,7 +106,7 @@ class Versions:
 
 def only_champion(server: MlflowServer) -> str:
     """The one registered model that has a champion; raises UserError if there is none, or several."""
-    names = [model.name for model in server.client.search_registered_models() if CHAMPION in model.aliases]
+    names = [one.name for one in every(server.client.search_registered_models) if CHAMPION in one.aliases]
     if not names:
         raise UserError(f"no model in MLflow at {server.shown} has a champion; `align promote STAGE --as champion`")
     if len(names) > 1:

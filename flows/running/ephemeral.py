@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
+from types import SimpleNamespace
+
+from prefect.settings import get_current_settings
 
 GUARD = "read pid; cat > /dev/null; kill $pid 2> /dev/null"
 """Reads a process id, waits until its input closes, which the kernel sees to when we die, and ends the process."""
+
+
+def keep_from_ctrl_c() -> None:
+    """Have each one started in a session of its own.
+
+    A terminal sends Ctrl-C to every process of ours: a server that ended of it could not be told how the run did.
+    """
+    if get_current_settings().api.url:
+        return  # there will be none, and what follows takes a second
+    from prefect.server.api import server
+
+    own_session = partial(subprocess.Popen, start_new_session=True)
+    vars(server)["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": own_session})
 
 
 def guard_ephemeral_servers() -> None:

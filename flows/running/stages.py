@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from pipelines.plan import Plan, Planned
 from pipelines.reasons import Verdict, verdicts
 
 Answer = dict[str, Any] | State[Any]
+AGAIN = "see to that, then run the same command again to go on"
 
 
 def answer(run: Callable[[], Answer]) -> Answer:
@@ -49,9 +51,9 @@ def answer(run: Callable[[], Answer]) -> Answer:
     try:
         return run()
     except AlignError as error:
-        if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
-            raise
         said = without_secrets(str(error))
+        if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
+            raise type(error)(said) from None  # Prefect keeps all that is said here, and what is behind it
         _logger(watcher()).error("%s", said)
         logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
         return Failed(message=said)
@@ -92,22 +94,33 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
         record.save(store.home)
         return record
 
-    show_plan(plan, said, recorded())
     page = OnPage(watch)
+    schedule = Schedule(plan, results, page)
     try:
+        show_plan(plan, said, recorded())
         with page.showing(), pausing(page):
-            schedule = Schedule(plan, results, page)
-            errors = schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, page), jobs, recorded)
-    except BaseException:  # interrupted, or an error of our own: no run may look as if it went on
-        tracker.end("KILLED", recorded().stages)
+            schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, page), jobs, recorded)
+        summary = conclude(recorded(), tracker, store, flow_run.ui_url)
+        record = recorded()
+    except BaseException as error:
+        _cut_short(RunRecord.of(plan, run_id, flow_run.id, tracker, results), tracker, store)
         leave()
+        if isinstance(error, OSError):
+            _raise([*schedule.errors, StageError(f"{run_id}: what became of it can't be kept: {error}; {AGAIN}")])
         raise
-    summary = conclude(recorded(), tracker, store, flow_run.ui_url)
-    record = recorded()
     show_report(summary, run_id, tracker)
     leave()
-    _raise(errors)
+    _raise(schedule.errors)
     return record.as_dict()
+
+
+def _cut_short(record: RunRecord, tracker: Tracker, store: Store) -> None:
+    """No run may look as if it went on that was interrupted, or met an error of our own."""
+    with suppress(OSError):  # a disk without room keeps what it has; the run looks killed once its process is gone
+        record.save(store.home)
+    if (tracker.run.facts or {}).get("status") == "RUNNING":  # else it had ended
+        with suppress(OSError):
+            tracker.end("KILLED", record.stages)
 
 
 def _deployment_version() -> str | None:

@@ -25,6 +25,8 @@ class Watcher:
         self.log = RunLog()
         self.run_id: str | None = None
         """The run that is watched, once it has begun."""
+        self.decision: dict[str, Any] | None = None
+        """What a retraining came to, once it has: for whoever called the flow, should Prefect be gone when it ends."""
 
     def begin(self, run_id: str, log: Path) -> None:
         """The run has begun, and this file is its log."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.tracking import MlflowClient
 
 from artifacts.errors import UserError
@@ -21,6 +23,7 @@ from flows.servers.passwords import mlflow_password
 from flows.servers.state import own_mlflow
 from flows.tracking.compare_links import Place
 
+Found = TypeVar("Found")
 REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 MARK_TAG = "align.server"
 KEY_TAG, USES_TAG, DIGEST_TAG = "align.key", "align.uses", "align.digest"
@@ -53,7 +56,7 @@ class MlflowServer:
                 server.name = server._mark()
         except MlflowException as error:
             if error.error_code in REFUSED:
-                raise UserError(f"MLflow at {server.uri} {Trouble.PASSWORD}; {mlflow_password().do}") from error
+                raise UserError(f"MLflow at {server.shown} {Trouble.PASSWORD}; {mlflow_password().do}") from error
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
                 f"MLflow at {server.shown} can't be used: {reason(error)}; start it, or {without}unset "
@@ -143,6 +146,15 @@ class MlflowServer:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
+
+
+def every(search: Callable[..., PagedList[Found]]) -> Iterator[Found]:
+    """All that a search of MLflow's client finds, page after page."""
+    page = search()
+    yield from page
+    while page.token:
+        page = search(page_token=page.token)
+        yield from page
 
 
 def source_tags(source: str) -> dict[str, str]:

@@ -59,8 +59,11 @@ class Shop:
         found = [path for draft in drafts for path in (draft / "work").glob("checkpoint-*")]
         return [path for path in found if (path / "manifest.json").exists()]
 
-    def start(self, *words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
-        """The command, in this home's environment but for what is given; an empty variable is none."""
+    def start(self, *words: str, cwd: Path = ROOT, group: bool = False, **environment: str) -> subprocess.Popen[str]:
+        """The command, in this home's environment but for what is given; an empty variable is none.
+
+        In a process `group` of its own, as a shell starts it on a terminal, if so wished.
+        """
         # A shell that starts tests in the background lets them ignore Ctrl-C; a user's terminal does not.
         return subprocess.Popen(
             [str(ALIGN), *words],
@@ -71,6 +74,7 @@ class Shop:
             stderr=subprocess.PIPE,
             stdin=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            process_group=0 if group else None,
         )
 
     def align(self, *words: str, cwd: Path = ROOT, given: str = "", **environment: str) -> Answer:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.tracking import MlflowClient
 
 from artifacts.store import Store
@@ -81,6 +83,35 @@ def test_a_registered_model_stays_whatever_becomes_of_its_run(four, store, capsy
     client.create_registered_model("assistant")
     client.create_model_version("assistant", source=stage_run.artifact_uri, run_id=stage_run.run_id)
     assert gc(capsys) == []
+
+
+@pytest.mark.parametrize("yes", [(), ("--yes",)])
+def test_nothing_goes_while_mlflow_does_not_say_what_is_registered(four, store, capsys, monkeypatch, yes):
+    client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
+    client.create_registered_model("assistant")
+    client.create_model_version("assistant", source="runs:/r/output", run_id="r")
+
+    def busy(self, run_id):
+        raise MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(MlflowClient, "get_run", busy)
+    assert main(["gc", *yes]) == 2
+    assert "database is locked" in capsys.readouterr().err and all(path.exists() for path in four.values())
+
+
+def test_a_version_whose_run_is_gone_for_good_keeps_nothing(four, store, capsys):
+    client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
+    client.create_registered_model("assistant")
+    client.create_model_version("assistant", source="runs:/r/output", run_id="r")
+    assert names(gc(capsys)) == ["sft-d"]
+
+
+def test_an_mlflow_that_does_not_answer_is_named_without_its_password(four, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:planted-4f6c@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main(["gc", "--yes"]) == 2
+    err = capsys.readouterr().err
+    assert "127.0.0.1:9" in err and "planted" not in err and all(path.exists() for path in four.values())
 
 
 def test_a_number_that_is_none_is_refused(home, capsys):

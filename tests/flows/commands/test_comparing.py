@@ -116,6 +116,22 @@ def test_what_can_not_be_written_is_said_before_anything(
     assert compare("long", *words) == (2, "", f"error: {said}\n")
 
 
+def test_a_file_that_may_not_be_written_is_said(runs: dict[str, str], compare: Compare, monkeypatch: Any) -> None:
+    status, out, err = compare("long", "--html", "/proc/page.html")  # nobody may, but root is not told so before
+    assert (status, out) == (2, "") and "/proc/page.html" in err
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    assert compare("long", "--html", "page.html") == (
+        2, "", "error: --html: wanted a file that you may write, got page.html\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many"])
+def test_an_answer_of_no_tokens_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", "last:merge", "--max-new-tokens", number])
+    assert ended.value.code == 2 and "--max-new-tokens: wanted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("uri", "server"), [("http://mlflow:80/", "http://mlflow:80"), ("sqlite:///x.db", "http://127.0.0.1:5000")]
 )

@@ -85,7 +85,10 @@ class TerminalWatcher(Watcher):
 
             self.bars.console.print(Text.from_ansi(text))
         else:
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(
+                text + "\n"
+            )  # at once: `print` writes the end by itself, and stages say things at one time
+            sys.stderr.flush()
 
     @contextmanager
     def showing(self) -> Iterator[None]:

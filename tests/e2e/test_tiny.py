@@ -125,7 +125,8 @@ def processes_with(text):
     return [path for path in Path("/proc").glob("[0-9]*") if text in cmdline(path)]
 
 
-@pytest.mark.parametrize("longer", ["dpo.epochs=4", pytest.param("ppo.total_episodes=256", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the faults of every `make test` kill DPO's trainer and its flow too
+@pytest.mark.parametrize("longer", ["dpo.epochs=4", "ppo.total_episodes=256"])
 def test_a_run_killed_while_it_trains_goes_on_to_the_same_bytes(first, shop, tmp_path, longer):
     uses = longer.split(".")[0]
     words = ("run", "pipelines/tiny.yaml", longer, "--exec", "save_interval=2", "--until", uses)

@@ -18,7 +18,7 @@ ONCE, ACCUMULATING, AGAIN, HALF, ROLLOUT = 0.55, 0.8, 1.2, 0.3, 0.3
 what it once had, since trainers are started so (running/launch.py: giving it back costs time); tensors of one length
 leave holes that are too small for those of the next. Measured with the quickstart's shape on two cores: batches in one
 pass; in several, where gradients lie between the holes; where checkpointing makes tensors again amid the backward pass;
-in half precision; and in PPO, whose update has the shapes of the passes before it."""
+in half precision; and in PPO, whose update has the shapes of the passes before it, and in evaluations."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Memory:
         tensors alone."""
         if kind == "cuda":
             return self
-        return replace(self, allocator=int(share * (self.activations + self.logits + self.kv_cache)))
+        holes = int(share * (self.activations + self.logits + self.kv_cache))
+        return replace(self, allocator=self.allocator + holes)
 
 
 def fullest(*moments: Memory) -> Memory:

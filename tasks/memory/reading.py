@@ -8,7 +8,7 @@ from tasks.memory import logits
 from tasks.memory.activations import passing
 from tasks.memory.adapted import Adapted
 from tasks.memory.online import Judge, Sampled, added, writing
-from tasks.memory.parts import LIBRARIES, Kind, Memory, fullest
+from tasks.memory.parts import LIBRARIES, ROLLOUT, Kind, Memory, fullest
 from tasks.memory.rows import SCORED_ROWS
 from tasks.shape import ModelShape
 
@@ -28,24 +28,25 @@ def evaluate(
 
     writing    the policy, the cache, prompts in flight, a copy of the weights under an adapter
     reading    the policy (and `reference` bytes of another one), half as many rows in flight, logits of up
-                   to 512 positions
+                   to 512 positions; on a CPU the allocator still holds the copy of the weights
     scoring    the reward model alone: the policy has gone
     """
     libraries = Memory(libraries=LIBRARIES[kind])
     policy = replace(libraries, weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0)
     half = max(1, how.rows // 2)
     positions = half * max(longest_row, how.tokens)
+    written = writing(shape, adapted, how, merges=True)
     reading = replace(
         policy, reference=reference or 0, activations=positions * passing(shape),
-        logits=logits.own(shape, positions, reads=True),
+        logits=logits.own(shape, positions, reads=True), allocator=written.weights if kind == "cpu" else 0,
     )  # fmt: skip
-    moments = [added(policy, writing(shape, adapted, how, merges=True)), reading]
+    moments = [added(policy, written), reading]
     if judge is not None:
         moments.append(replace(
             libraries, reward=judge.base_bytes + judge.adapter_bytes,
             activations=min(SCORED_ROWS, how.rows) * how.tokens * passing(judge.shape),
         ))  # fmt: skip
-    return fullest(*moments).with_holes(kind)
+    return fullest(*moments).with_holes(kind, ROLLOUT)
 
 
 def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, judge: Judge | None) -> Memory:
@@ -64,16 +65,16 @@ def quantize(shape: ModelShape, kind: Kind) -> Memory:
     return Memory(weights=shape.weight_bytes + linear, libraries=LIBRARIES[kind])
 
 
-def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_bits: int) -> Memory:
+def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_bits: int, reads: int) -> Memory:
     """Moments compared, each with the adapter:
 
-    writing    a file of the merged weights; in main memory, wherever it is compared
-    comparing  the largest module, `positions` in flight, and a few million logits of both models; and the `in_4_bits`
-               bytes of a base that the adapter was trained on so
+    writing    a file of the merged weights, in main memory wherever it is compared; of a base in 4 bits, of `in_4_bits`
+               bytes, what is read then and for the comparison, which is all there in the end: `reads` times
+    comparing  the largest module, `positions` in flight, a few million logits of both models, and the base in 4 bits
     """
     held = Memory(libraries=LIBRARIES[kind], adapters=4 * adapted.parameters)
     largest = max(whole.vocabulary * whole.hidden, *(inputs * outputs for _, inputs, outputs in whole.linears))
-    writing = replace(held, weights=min(whole.weight_bytes, SHARD) if kind == "cpu" else 0)
+    writing = replace(held, weights=min(whole.weight_bytes, SHARD) + reads * in_4_bits if kind == "cpu" else 0)
     comparing = replace(
         held, weights=in_4_bits + 4 * largest, activations=positions * passing(whole), logits=COMPARED
     )  # fmt: skip

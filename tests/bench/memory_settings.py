@@ -108,9 +108,9 @@ SETTINGS = [
     Setting("grpo, 8 short rows", "grpo", _online("short", batch_size=16, total_episodes=16)),
     Setting("rloo, 2 long rows", "rloo", _online("long", batch_size=16, total_episodes=16), {"micro_batch": 2}),
     Setting("quantize", "quantize", lambda work: {"base": work.base}, four_bits=True),
-    Setting("merge an adapter", "merge",
-            lambda work: {"adapter": work.adapter("base"), "data": work.data("preferences", "long")}),
     Setting("evaluate an adapter, 4 long rows", "evaluate", _evaluate("long", max_new_tokens=32)),
+    Setting("evaluate an adapter and KL, 4 long rows", "evaluate",
+            lambda work: {**_evaluate("long", max_new_tokens=32)(work), "reference": work.base}),
     Setting("evaluate a base, 4 short rows", "evaluate", _evaluate("short", "base", max_new_tokens=32)),
 ]  # fmt: skip
 """By method, precision, quantisation, length of rows, micro-batch and checkpointing."""

@@ -71,10 +71,9 @@ class Evaluate(Stage):
             return None
         held_out = self.data.test_rows() or self.batch_size
         rows = min(self.batch_size, held_out, self.max_prompts or held_out)
-        longest = lengths.longest_row if lengths.is_bound else lengths.longest_prompt
         other = ModelShape.of(self.reference) if self.reference is not None else None
         return evaluate(
-            shape, adapted, terms.kind, Sampled(rows, longest, self.max_new_tokens), lengths.longest_row,
+            shape, adapted, terms.kind, Sampled(rows, lengths.longest_prompt, self.max_new_tokens), lengths.longest_row,
             other.weight_bytes if other else None, judge,
         )  # fmt: skip
 

@@ -80,9 +80,8 @@ class Merge(Stage):
         if shape is None or adapted is None or lengths is None or whole is None:
             return None
         in_4_bits = shape.weight_bytes if shape.in_4_bits else 0
-        longest = lengths.longest_row if lengths.is_bound else lengths.longest_prompt
         reads = 2 if self.into == "dequantised" else 1
-        return merge(whole, adapted, terms.kind, self.prompts * longest, in_4_bits, reads)
+        return merge(whole, adapted, terms.kind, self.prompts * lengths.longest_prompt, in_4_bits, reads)
 
     def run(self, ctx: Context) -> dict[str, float]:
         from tasks.training.merging import Merged, write_merged

@@ -47,7 +47,8 @@ class Lengths:
 
     @property
     def longest_prompt(self) -> int:
-        return max(self.prompts, default=0)
+        """Of a bound the longest row, which may be nothing but prompt."""
+        return self.longest_row if self.is_bound else max(self.prompts, default=0)
 
     @property
     def longest_row(self) -> int:

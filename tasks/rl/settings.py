@@ -106,8 +106,7 @@ class Sampling(Stage):
         lengths = Lengths.of(self.data, terms.bounds)
         if lengths is None:
             return None
-        longest = lengths.longest_row if lengths.is_bound else lengths.longest_prompt
-        return Sampled(rows, longest, self.max_new_tokens)
+        return Sampled(rows, lengths.longest_prompt, self.max_new_tokens)
 
     def require_room(self, rows: list[dict[str, Any]]) -> None:
         """Raise DataError for a prompt after which the context has no room for `max_new_tokens`."""

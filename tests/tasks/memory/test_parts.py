@@ -21,6 +21,7 @@ from tasks.memory.rows import Case
 from tasks.rl.best import SAMPLING_BATCH
 from tasks.shape import ModelShape
 from tasks.training.classifier import SCORING_BATCH
+from tasks.training.divergence import LOGITS
 from tasks.training.feedback_trainer import REFERENCE_BATCH
 from tasks.training.logps import CHUNK
 from tasks.training.model_files import SHARD
@@ -178,6 +179,7 @@ def test_the_fullest_moment_counts_and_holes_are_a_cpus_alone() -> None:
         (rows.REFERENCE_ROWS, REFERENCE_BATCH),
         (rows.SCORED_ROWS, SCORING_BATCH),
         (reading.SAMPLING_BATCH, SAMPLING_BATCH),
+        (reading.COMPARED, 8 * 8 * LOGITS),
     ],
 )
 def test_sizes_are_those_of_the_modules_that_import_torch(ours: int, theirs: int) -> None:

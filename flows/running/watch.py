@@ -85,9 +85,8 @@ class TerminalWatcher(Watcher):
 
             self.bars.console.print(Text.from_ansi(text))
         else:
-            sys.stderr.write(
-                text + "\n"
-            )  # at once: `print` writes the end by itself, and stages say things at one time
+            # At once: `print` writes the end by itself, and stages may say things at the same time.
+            sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
     @contextmanager

@@ -15,8 +15,8 @@ report; the workspace of its matrix library is."""
 
 ONCE, ACCUMULATING, AGAIN, HALF, ROLLOUT = 0.55, 0.8, 1.2, 0.3, 0.3
 """What glibc's allocator holds on a CPU beside what lives in it, as a share of the activations and logits. It keeps
-what it once had, since trainers are started so (running/launch.py: giving it back costs time); tensors of one length
-leave holes that are too small for those of the next. Measured with the quickstart's shape on two cores: batches in one
+what it once had, since trainers are started so (flows/running/launch.py: giving it back costs time); tensors of one
+length leave holes too small for those of the next. Measured with the quickstart's shape on two cores: batches in one
 pass; in several, where gradients lie between the holes; where checkpointing makes tensors again amid the backward pass;
 in half precision; and in PPO, whose update has the shapes of the passes before it, and in evaluations."""
 

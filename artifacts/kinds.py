@@ -52,6 +52,8 @@ class Checkpoint(Model):
     kind: ClassVar[str] = "checkpoint"
     like: Checkpoint | None = Field(None, exclude=True, repr=False)
     """Another one of its shape, for a plan to look at before this one is there. No part of a job."""
+    bytes_each: int | None = Field(None, exclude=True, repr=False)
+    """Of a weight, where that is not as in `like`. No part of a job either."""
 
 
 class Quantized(Checkpoint):

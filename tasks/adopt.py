@@ -16,11 +16,13 @@ from pydantic import Field
 
 from artifacts.errors import ModelError
 from artifacts.fingerprint import FileDigests, tree_digest
-from artifacts.kinds import Adapter, Artifact, Checkpoint
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Model
 from tasks.context import Context
-from tasks.shape import ModelShape
+from tasks.memory.parts import Memory
+from tasks.memory.reading import adopt
+from tasks.shape import ModelShape, tensor_elements
 from tasks.sources import locate, split_hub, understood
-from tasks.stage import Outside, Stage
+from tasks.stage import Outside, Stage, Terms
 from tasks.training.model_files import TOKENIZER_FILES
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -63,6 +65,15 @@ class Adopt(Stage):
 
     def computes(self) -> bool:
         return False
+
+    def memory(self, terms: Terms) -> Memory | None:
+        shape, weights = ModelShape.of(self.base), Path(self.source) / FILES[1]
+        if shape is None or not (self.complete or weights.exists()):
+            return None
+        return adopt(shape, None if self.complete else sum(tensor_elements(weights).values()))
+
+    def loaded(self) -> Model | None:
+        return self.base
 
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.base)

@@ -1,8 +1,4 @@
-"""The base stage: a model from wherever it is -> safetensors with tokenizer, converted once and kept.
-
-A PAD token that is never EOS is chosen among the tokens that exist, so that no embedding is resized and the end of a
-sequence is never masked away with the padding.
-"""
+"""The base stage: a model from wherever it is -> safetensors with tokenizer, converted once and kept."""
 
 from __future__ import annotations
 
@@ -16,37 +12,31 @@ from pydantic import Field
 
 from artifacts.errors import ModelError
 from artifacts.fingerprint import FileDigests, tree_digest
-from artifacts.kinds import Artifact, Checkpoint
+from artifacts.kinds import Checkpoint
 from tasks.context import Context
 from tasks.lora import Name
+from tasks.memory.parts import Memory
+from tasks.memory.reading import convert
+from tasks.origin import licence, origin
+from tasks.padding import choose_pad
+from tasks.shape import ModelShape
 from tasks.sources import locate, split_hub, understood
-from tasks.stage import Outside, Stage
+from tasks.stage import Outside, Stage, Terms
 from tasks.tiny import TINY, build_tiny
 from tasks.training.model_files import TOKENIZER_FILES, save_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Of a weight."""
 PICKLES = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model-*.bin")
-UNUSED_TOKENS = (
-    "<pad>",
-    "[PAD]",
-    "<|pad|>",
-    "<|padding|>",
-    "<|finetune_right_pad_id|>",
-    "<|endoftext|>",
-    "<unk>",
-)
-NUL_BYTE = "Ā"
-"""The byte 0 as byte-level vocabularies spell it: in no text that anyone trains on."""
-NUL_FALLBACK = "<0x00>"
-"""The same in byte-fallback vocabularies."""
 
 
 class BaseModelStage(Stage):
     """The model that everything else is relative to."""
 
-    version: ClassVar[int] = 2  # 1 wrote any model in one file
+    version: ClassVar[int] = 3  # 1 wrote any model in one file; 2 had no name and licence in its key
     seeded: ClassVar[bool] = False
     outside: ClassVar[Mapping[str, Outside]] = {"source": "model"}
 
@@ -62,8 +52,12 @@ class BaseModelStage(Stage):
     """Special tokens that the vocabulary lacks, such as a chat template's. Their embeddings start as the mean of all
     others; `lora: {modules_to_save: [embed_tokens]}` trains them."""
 
-    def output(self, key: str, path: Path) -> Artifact:
-        return Checkpoint(key=key, path=path)
+    def output(self, key: str, path: Path) -> Checkpoint:
+        there = self.source.startswith("builtin:") or Path(self.source).is_absolute()
+        if not there or self.add_tokens:  # how many rows the new ones take is known once it is loaded
+            return Checkpoint(key=key, path=path)
+        like = Checkpoint(key="", path=Path(self.source))
+        return Checkpoint(key=key, path=path, like=like, bytes_each=BYTES[self.dtype])
 
     def locate(self, folders: Sequence[Path]) -> Self:
         if self.source.startswith("builtin:"):
@@ -82,9 +76,8 @@ class BaseModelStage(Stage):
         if self.source.startswith(("builtin:", "hub:")):
             return {"source": self.source}
         path = Path(self.source)
-        if path.is_file():
-            return {"source": {"gguf": digests.of(path)}}
-        return {"source": {"folder": tree_digest(path, _files(path), digests)}}
+        weights = {"gguf": digests.of(path)} if path.is_file() else {"folder": tree_digest(path, _files(path), digests)}
+        return {"source": weights | {"origin": origin(self.source), "licence": licence(path)}}
 
     def computes(self) -> bool:
         return False
@@ -95,12 +88,19 @@ class BaseModelStage(Stage):
             return 16 << 20
         return 4 * path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in _files(path))
 
+    def loaded(self) -> Checkpoint:
+        return self.output("", Path("nowhere"))
+
+    def memory(self, terms: Terms) -> Memory | None:
+        shape, path = ModelShape.of(self.loaded()), Path(self.source)
+        return None if shape is None else convert(shape, path.stat().st_size if path.is_file() else 0)
+
     def run(self, ctx: Context) -> dict[str, float]:
-        model, tokenizer, licence = _load(self.source)
+        model, tokenizer, under = _load(self.source)
         _add_tokens(model, tokenizer, self.add_tokens)
-        _choose_pad(tokenizer, self.pad_token)
+        choose_pad(tokenizer, self.pad_token)
         save_checkpoint(model, tokenizer, ctx.out, self.dtype)
-        about = {"origin": _origin(self.source), "licence": licence}
+        about = {"origin": origin(self.source), "licence": under}
         (ctx.out / "base.json").write_text(json.dumps(about, sort_keys=True))
         count = sum(parameter.numel() for parameter in model.parameters())
         ctx.say(
@@ -174,8 +174,8 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     path = Path(source)
     with understood(path, "a causal language model"):
         if path.is_file():
-            return *_dequantised(path), _package_licence(path)
-        return *_from_folder(path), _card_licence(path)
+            return *_dequantised(path), licence(path)
+        return *_from_folder(path), licence(path)
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:
@@ -236,64 +236,3 @@ def _add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> None:
         for end in (model.get_input_embeddings(), model.get_output_embeddings()):
             for parameter in end.parameters():  # weights (V, H), and a head's bias (V,)
                 parameter[new] = parameter[old].mean(dim=0)
-
-
-def _choose_pad(tokenizer: Any, wanted: str | None) -> None:
-    """Give the tokenizer a PAD that is not its EOS; raises ModelError if it has no token to spare."""
-    vocabulary = tokenizer.get_vocab()
-    if wanted is not None and wanted not in vocabulary:
-        raise ModelError(f"pad_token: {wanted!r} is not in the vocabulary")
-    if wanted is not None and wanted == tokenizer.eos_token:
-        raise ModelError(f"pad_token: {wanted!r} is the EOS, which must not be padded with: it would go unsupervised")
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
-    given = [tokenizer.pad_token] if tokenizer.pad_token is not None else []
-    special = [token for token in tokenizer.all_special_tokens if token not in ("<unk>",)]
-    for token in [wanted] if wanted else [*given, *UNUSED_TOKENS, *special, NUL_FALLBACK]:
-        if token in vocabulary and token not in taken:
-            tokenizer.pad_token = token
-            return
-    if NUL_BYTE in vocabulary:
-        _respell(tokenizer, NUL_BYTE, UNUSED_TOKENS[0])
-        tokenizer.pad_token = UNUSED_TOKENS[0]
-        return
-    raise ModelError("pad_token: every special token has a use already; name an existing token that no text contains")
-
-
-def _respell(tokenizer: Any, old: str, new: str) -> None:
-    """Spell a token of the vocabulary otherwise; its id stays.
-
-    A special token is found in text by its spelling, so "Ā" as PAD would take the letter out of every "Āboli".
-    """
-    from tokenizers import Tokenizer
-
-    core = json.loads(tokenizer.backend_tokenizer.to_str())
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in core["model"].get("merges", ())]
-    if any(old in merge for merge in merges):
-        raise ModelError("pad_token: no token is unused; name an existing token that no text contains")
-    core["model"]["vocab"][new] = core["model"]["vocab"].pop(old)
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(core))
-
-
-def _origin(source: str) -> str:
-    """Where a base is from, in words that hold on every machine."""
-    return source if source.startswith(("builtin:", "hub:")) else Path(source).name
-
-
-def _package_licence(path: Path) -> str:
-    for file in path.parent.glob("LICENSE*"):
-        return file.read_text(errors="replace").strip().splitlines()[0].strip()
-    for distribution in metadata.distributions():
-        if any(Path(str(file.locate())) == path for file in distribution.files or [] if file.suffix == ".gguf"):
-            about: Any = distribution.metadata
-            return str(about.get("License-Expression") or about.get("License") or "unknown")
-    return "unknown"
-
-
-def _card_licence(path: Path) -> str:
-    """The `license:` line of a model card's head."""
-    card = path / "README.md"
-    if card.exists():
-        for line in card.read_text(errors="replace").splitlines()[:60]:
-            if line.startswith("license:"):
-                return line.removeprefix("license:").strip()
-    return "unknown"

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from artifacts.errors import DataError
-from artifacts.kinds import Adapter, Artifact, Demonstrations
+from artifacts.kinds import Adapter, Artifact, Demonstrations, Model
 from tasks.context import Context
 from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
@@ -52,6 +52,9 @@ class BestOfN(Sampling):
         if lengths is None or how is None:
             return None
         return Lengths.at_most(min(lengths.rows, self.max_prompts or lengths.rows), how.tokens, 1)
+
+    def loaded(self) -> Model | None:
+        return self.policy
 
     def memory(self, terms: Terms) -> Memory | None:
         shape, how = ModelShape.of(self.policy), self.sampled(SAMPLING_BATCH, terms)

@@ -19,8 +19,10 @@ from artifacts.fingerprint import FileDigests, canonical
 from artifacts.kinds import Artifact, Checkpoint, Dataset, Demonstrations, Feedback, Preferences
 from tasks.context import Context
 from tasks.memory.lengths import Lengths
+from tasks.memory.parts import Memory
+from tasks.memory.reading import held_rows
 from tasks.rendering import Renderer, Template
-from tasks.row_files import most_rows, require_readable
+from tasks.row_files import most_rows, require_readable, text_bytes
 from tasks.rows import Form, Row, RowError, read_rows, shown_problems
 from tasks.sources import locate
 from tasks.splits import write_split
@@ -76,6 +78,12 @@ class Data(Stage):
         rows *= 2 if self.split_pairs else 1
         sides = 2 if self.form == "preferences" else 1
         return Lengths.at_most(min(rows, self.limit or rows), self.max_length, sides)
+
+    def memory(self, terms: Terms) -> Memory | None:
+        files = [Path(source) for source in (self.source, self.test_source) if source is not None]
+        if any(file.as_posix().startswith("hub:") for file in files):
+            return None
+        return held_rows(sum(map(most_rows, files)), sum(map(text_bytes, files)))
 
     def computes(self) -> bool:
         return False

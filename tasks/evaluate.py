@@ -62,6 +62,14 @@ class Evaluate(Stage):
     def output(self, key: str, path: Path) -> Artifact:
         return Report(key=key, path=path)
 
+    def loaded(self) -> Model | None:
+        return self.policy
+
+    def row_bound(self, terms: Terms) -> Lengths | None:
+        """The longest prompt, with a completion as long as may be."""
+        lengths = Lengths.of(self.data, terms.bounds)
+        return None if lengths is None else Lengths(1, [lengths.longest_prompt], [[self.max_new_tokens]])
+
     def memory(self, terms: Terms) -> Memory | None:
         shape, lengths = ModelShape.of(self.policy), Lengths.of(self.data, terms.bounds)
         judge = None if self.reward is None else judge_of(self.reward, terms)

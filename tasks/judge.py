@@ -20,13 +20,20 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from artifacts.errors import StageError
 from artifacts.fingerprint import canonical
-from artifacts.kinds import Artifact, Model, Report, Verdicts
+from artifacts.kinds import Adapter, Artifact, Model, Report, Verdicts
 from tasks.context import Context
 from tasks.judging.answers import Answers
 from tasks.judging.pairs import PLACES, QUESTION, Pair, paired
 from tasks.judging.verdicts import Judged, both_answers, figures, verdict
+from tasks.memory.adapted import Adapted
+from tasks.memory.parts import Memory
+from tasks.memory.reading import judge
 from tasks.rendering import Template
-from tasks.stage import Outside, Stage
+from tasks.shape import ModelShape
+from tasks.stage import Outside, Stage, Terms
+
+LETTERS_A_TOKEN = 4
+"""Of English, about: how long a question is before any tokenizer has seen it."""
 
 
 class Judge(Stage):
@@ -72,6 +79,19 @@ class Judge(Stage):
 
     def computes(self) -> bool:
         return self.policy is not None
+
+    def loaded(self) -> Model | None:
+        return self.policy
+
+    def memory(self, terms: Terms) -> Memory | None:
+        shape, asked = ModelShape.of(self.policy) if self.policy else None, terms.bounds.get(self.report.key)
+        if self.policy is None or shape is None or asked is None:
+            return None
+        adapted = Adapted.start(shape, self.policy, None, terms.adapters)
+        if adapted is None and isinstance(self.policy, Adapter):
+            return None
+        tokens = asked.longest_row + asked.supervised(1) + len(self.question) // LETTERS_A_TOKEN
+        return judge(shape, adapted, terms.kind, self.batch_size, tokens)
 
     @field_validator("endpoint")
     @classmethod

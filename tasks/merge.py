@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from artifacts.errors import DataError, StageError
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Quantized, unquantized
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Dataset, Model, Quantized, unquantized
 from tasks.context import Context
 from tasks.lora import whole_modules_problem
 from tasks.memory.adapted import Adapted
@@ -72,6 +72,9 @@ class Merge(Stage):
             return 1 << 30
         untied = shape.vocabulary * shape.hidden if whole_modules_problem(self.adapter) else 0
         return (shape.parameters + untied) * shape.bytes_each
+
+    def loaded(self) -> Model | None:
+        return self.adapter
 
     def memory(self, terms: Terms) -> Memory | None:
         shape, target = ModelShape.of(self.adapter), unquantized(self.adapter.base)

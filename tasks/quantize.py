@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from artifacts.errors import ModelError
-from artifacts.kinds import Artifact, Checkpoint, Quantized
+from artifacts.kinds import Artifact, Checkpoint, Model, Quantized
 from tasks.context import Context
 from tasks.memory.parts import Memory
 from tasks.memory.reading import quantize
@@ -53,6 +53,9 @@ class Quantize(Stage):
     def disk_bytes(self) -> int:
         shape = ModelShape.of(self.base)
         return (1 << 30) if shape is None else shape.parameters * shape.bytes_each
+
+    def loaded(self) -> Model | None:
+        return self.base
 
     def memory(self, terms: Terms) -> Memory | None:
         shape = ModelShape.of(self.base)

@@ -41,16 +41,28 @@ def raw_rows(source: str) -> Iterator[Any]:
 def most_rows(path: Path) -> int:
     """At least as many as a file has rows, without reading what they hold: lines, or what Parquet says of itself."""
     if path.suffix.lower() == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            return int(pyarrow.parquet.read_metadata(path).num_rows)
-        except pyarrow.ArrowInvalid as error:
-            raise DataError(f"{path.name}: not a Parquet file ({error})") from error
+        return int(_parquet_metadata(path).num_rows)
     mark = b"{" if path.suffix.lower() == ".json" else b"\n"
     with path.open("rb") as file:
         return 1 + sum(block.count(mark) for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def text_bytes(path: Path) -> int:
+    """What a file's rows are as text: its size, or what Parquet says of itself before compression."""
+    if path.suffix.lower() != ".parquet":
+        return path.stat().st_size
+    metadata = _parquet_metadata(path)
+    return sum(int(metadata.row_group(number).total_byte_size) for number in range(metadata.num_row_groups))
+
+
+def _parquet_metadata(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(path)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path.name}: not a Parquet file ({error})") from error
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Any]]:

@@ -34,6 +34,18 @@ class Optimizing(Stage):
         """Of a trained parameter's two moments."""
         return 8 if self.optimizer == "adamw" else 2
 
+    def steps(self, rows: int) -> int:
+        """Optimizer steps on so many training rows."""
+        raise NotImplementedError
+
+    def planned_steps(self, data: Dataset, lengths: Lengths | None) -> tuple[int | None, bool]:
+        """Optimizer steps, and whether they may be fewer: before the data is there, lines of its file count as rows."""
+        if (rows := data.train_rows()) is not None:
+            return self.steps(rows), False
+        if lengths is None:
+            return None, False
+        return self.steps(lengths.rows), self.steps(1) < self.steps(lengths.rows)
+
 
 class Training(Optimizing):
     """Optimisation: AdamW, linear warm-up, then cosine decay from `learning_rate` to `min_learning_rate`."""
@@ -110,7 +122,6 @@ class Training(Optimizing):
         return None
 
     def steps(self, rows: int) -> int:
-        """Optimizer steps on so many training rows."""
         if self.max_steps is not None:
             return self.max_steps
         return max(1, math.ceil(self.epochs * math.ceil(rows / self.batch_size)))
@@ -141,14 +152,13 @@ class Training(Optimizing):
     def estimate(self, terms: Terms = Terms()) -> Estimate:  # noqa: B008  (immutable)
         """Parameters and memory from the base's configuration, steps and tokens from the data; needs no torch."""
         shape, lengths = ModelShape.of(self.start()), Lengths.of(self.dataset(), terms.bounds)
-        rows = self.dataset().train_rows()
-        steps = None if rows is None else self.steps(rows)
+        steps, may_be_fewer = self.planned_steps(self.dataset(), lengths)
         tokens, is_bound = self._tokens(lengths, terms.seed), lengths is not None and lengths.is_bound
         trained = None if shape is None else self.trained(shape, terms)
         if shape is None or trained is None:
-            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, is_bound)
+            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, is_bound, may_be_fewer)
         added = 0 if trained == shape.parameters else trained
-        return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, is_bound)
+        return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, is_bound, may_be_fewer)
 
     def memory(self, terms: Terms) -> Memory | None:
         """By the formula of this way of training, as far as base and adapter are there."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from artifacts.kinds import Adapter, Model, Quantized, base_of
+from tasks.model_config import config_at
 
 Linear = tuple[str, int, int]
 """Module name, inputs, outputs."""
@@ -51,12 +52,13 @@ class ModelShape:
         """
         base = base_of(model)
         try:
-            config = json.loads((base.path / "config.json").read_text())
+            config = config_at(base.path)
         except (OSError, ValueError):  # not made yet, or damaged and to be made again
             if isinstance(base, Quantized):
                 original = cls.of(base.original)
                 return None if original is None else replace(original, bytes_each=4, in_4_bits=True)
-            return None if base.like is None else cls.of(base.like)
+            found = None if base.like is None else cls.of(base.like)
+            return replace(found, bytes_each=base.bytes_each) if found and base.bytes_each else found
         return cls.from_config(config)
 
     @classmethod

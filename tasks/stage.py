@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from artifacts.code import code_digest
 from artifacts.fingerprint import FileDigests
-from artifacts.kinds import Artifact
+from artifacts.kinds import Artifact, Dataset, Model
 from tasks.context import Context, Execution
 from tasks.lora import LoRA
+from tasks.memory.adapted import parameters
 from tasks.memory.lengths import Lengths
 from tasks.memory.parts import Kind, Memory
 
@@ -43,6 +44,8 @@ class Estimate(NamedTuple):
     """Read or written while it trains, prompts included: what a finished stage reports as `cost/tokens`."""
     tokens_is_bound: bool = False
     """Whether it may turn out to be fewer."""
+    steps_is_bound: bool = False
+    """Likewise."""
 
 
 class Terms(NamedTuple):
@@ -51,7 +54,7 @@ class Terms(NamedTuple):
     execution: Execution = Execution()
     kind: Kind = "cpu"
     bounds: Mapping[str, Lengths] = {}
-    """Of data that has not been made yet, by its key."""
+    """The most that rows can be, by their stage's key: of data that has not been made yet, and of evaluations."""
     seed: int = 0
     """What the stage would be given."""
     adapters: Mapping[str, LoRA] = {}
@@ -141,7 +144,17 @@ class Stage(BaseModel):
 
     def estimate(self, terms: Terms = Terms()) -> Estimate:  # noqa: B008  (immutable)
         """Sizes and steps, as far as they are known before it runs; needs no torch."""
-        return Estimate(memory=self.memory(terms))
+        loaded = self.loaded()
+        return Estimate(None if loaded is None else parameters(loaded, terms.adapters), memory=self.memory(terms))
+
+    def loaded(self) -> Model | None:
+        """The model that it reads or writes with, of a stage that trains none."""
+        return None
+
+    def rows_are_bound(self, terms: Terms) -> bool:
+        """Whether its rows are taken for the longest that they can be, so that it may need less memory than is said."""
+        data = [artifact for artifact in self.bound().values() if isinstance(artifact, Dataset)]
+        return any(lengths.is_bound for one in data if (lengths := Lengths.of(one, terms.bounds)))
 
     def memory(self, terms: Terms) -> Memory | None:
         """What it has in memory at its fullest moment, by part; None where that is not known."""

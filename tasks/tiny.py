@@ -11,11 +11,26 @@ CHAT_TEMPLATE = (
 CONTEXT = 1024
 WIDTH = 64
 
+BYTES = 256
+"""Tokens of each vocabulary beside its special ones."""
 TINY = {
     "tiny-llama": ["<|pad|>", "<|im_start|>", "<|im_end|>"],
     "tiny-gpt2": ["<|endoftext|>"],
 }
 """The special tokens of each: one with a chat template, and one like GPT-2, with neither template nor PAD."""
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny-llama": {
+        "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 2 * WIDTH, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True,
+    },
+    "tiny-gpt2": {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT},
+}  # fmt: skip
+"""What each configuration says of its size, but for the vocabulary."""
+
+
+def tiny_config(name: str) -> dict[str, Any]:
+    """What decides the shape of `name`, as its config.json will have it; no torch."""
+    return {"model_type": name.removeprefix("tiny-"), "vocab_size": len(TINY[name]) + BYTES, **SIZES[name]}
 
 
 def build_tiny(name: str) -> tuple[Any, Any]:
@@ -24,15 +39,10 @@ def build_tiny(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
     tokenizer = _tokenizer(name)
-    sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    config: Any
-    if name == "tiny-llama":
-        config = LlamaConfig(
-            hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            intermediate_size=2 * WIDTH, max_position_embeddings=CONTEXT, tie_word_embeddings=True, **sizes,
-        )  # fmt: skip
-    else:
-        config = GPT2Config(n_embd=WIDTH, n_layer=2, n_head=4, n_positions=CONTEXT, **sizes)
+    kinds: dict[str, Any] = {"tiny-llama": LlamaConfig, "tiny-gpt2": GPT2Config}
+    config = kinds[name](
+        **SIZES[name], vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer

@@ -17,7 +17,8 @@ def plan_table(stages: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             stage["name"], "cached" if stage["cached"] else "run", _count(stage["parameters"]), _share(stage),
-            _count(stage["steps"]), _bytes(stage["memory_bytes"]), stage["reason"],
+            _at_most(stage["steps_is_bound"], _count(stage["steps"])),
+            _at_most(stage["memory_is_bound"], _bytes(stage["memory_bytes"])), stage["reason"],
         ]
         for stage in stages
     ]  # fmt: skip
@@ -51,11 +52,18 @@ SHORT = {
 
 def fit_lines(stages: Sequence[Mapping[str, Any]], device: str) -> list[str]:
     """What fits the device, and what would make the others fit."""
-    known = [stage for stage in stages if stage["fits"] is not None and not stage["cached"]]
+    known = [stage for stage in stages if stage["memory_bytes"] is not None and not stage["cached"]]
     tight = [stage for stage in known if not stage["fits"]]
     if known and not tight:
         return [f"{device}: fits"]
-    return [f"{stage['name']} does not fit {device}{_remedy(stage)}" for stage in tight]
+    sure = [stage for stage in tight if stage["fits"] is False]
+    lines = [f"{stage['name']} does not fit {device}{_remedy(stage)}" for stage in sure]
+    if unsure := [stage["name"] for stage in tight if stage["fits"] is None]:
+        lines.append(
+            f"whether {', '.join(unsure)} fit{'s' * (len(unsure) == 1)} {device}, can be said once the data stages "
+            "have run: rows as long as `max_length` lets them be would not"
+        )
+    return lines
 
 
 def _remedy(stage: Mapping[str, Any]) -> str:
@@ -70,7 +78,11 @@ def _remedy(stage: Mapping[str, Any]) -> str:
 def _tokens(stage: Mapping[str, Any]) -> str:
     if stage["tokens"] is None:
         return "-"
-    return f"{'<= ' if stage['tokens_is_bound'] else ''}{stage['tokens']:,}"
+    return _at_most(stage["tokens_is_bound"], _count(stage["tokens"]))
+
+
+def _at_most(is_bound: bool, figure: str) -> str:
+    return f"<= {figure}" if is_bound and figure else figure
 
 
 def _time(seconds: float | None) -> str:

@@ -115,14 +115,17 @@ def _line(plan: Plan, label: str, verdict: Verdict, device: Device, ahead: Terms
     terms = ahead._replace(seed=derive_seed(planned.seed, planned.uses))
     estimate = planned.stage.estimate(terms)
     needed = estimate.memory.total if estimate.memory else None
+    is_bound = planned.stage.rows_are_bound(terms)
+    fits = None if needed is None else device.fits(needed) or (None if is_bound else False)
     return {
         "name": label, "uses": planned.uses, "key": planned.key, "cached": verdict.cached,
         "reason": "; ".join(filter(None, [verdict.reason, verdict.drift])),
         "parameters": estimate.parameters, "trainable": estimate.trainable,
-        "memory_bytes": needed, "steps": estimate.steps,
+        "memory_bytes": needed, "memory_is_bound": is_bound,
+        "steps": estimate.steps, "steps_is_bound": estimate.steps_is_bound,
         "memory": estimate.memory.parts() if estimate.memory else None,
         "tokens": estimate.tokens, "tokens_is_bound": estimate.tokens_is_bound,
-        "disk_bytes": planned.stage.disk_bytes(), "fits": None if needed is None else device.fits(needed),
+        "disk_bytes": planned.stage.disk_bytes(), "fits": fits,
         "micro_batch": planned.stage.micro_batch(execution),
         "largest_micro_batch": None if needed is None else largest_micro_batch(planned.stage, terms, device),
         "seconds_estimate": paces.seconds(planned.uses, planned.stage, estimate.tokens),

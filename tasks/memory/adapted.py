@@ -86,6 +86,15 @@ class Adapted:
         return next((number for number, names in enumerate(self.layers) if names), len(self.layers))
 
 
+def parameters(model: Model, planned: Mapping[str, LoRA] = NONE) -> int | None:
+    """Of a model with its adapter; None while either is not known."""
+    shape = ModelShape.of(model)
+    if shape is None or not isinstance(model, Adapter):
+        return None if shape is None else shape.parameters
+    found = Adapted.of(shape, model, planned)
+    return None if found is None else shape.parameters + found.parameters
+
+
 def trains_head(shape: ModelShape, names: Iterable[str]) -> bool:
     """Whether a head, or embeddings that are the head, are among modules that train whole."""
     heads = next(places for places, _ in shape.outside if "lm_head" in places)

@@ -12,8 +12,10 @@ LIBRARIES: dict[Kind, int] = {"cpu": 560 << 20, "cuda": 40 << 20}
 """Of Python with torch, transformers, peft and TRL, before a model is there: measured with a model of two layers and no
 more, on Linux with torch's CPU build. On a GPU what the process has outside of tensors is no part of the peak that we
 report; the workspace of its matrix library is."""
+PLAIN = 416 << 20
+"""Of Python with torch and transformers alone, on a CPU: what converts models and reads rows."""
 
-ONCE, ACCUMULATING, AGAIN, HALF, ROLLOUT = 0.55, 0.8, 1.2, 0.3, 0.3
+ONCE, ACCUMULATING, AGAIN, HALF, ROLLOUT = 0.6, 0.8, 1.2, 0.3, 0.3
 """What glibc's allocator holds on a CPU beside what lives in it, as a share of the activations and logits. It keeps
 what it once had, since trainers are started so (flows/running/launch.py: giving it back costs time); tensors of one
 length leave holes too small for those of the next. Measured with the quickstart's shape on two cores: batches in one
@@ -45,6 +47,8 @@ class Memory:
     """PPO's value model: its adapter or model, head, and moments."""
     reward: int = 0
     """The reward model: its adapter, and its base where that is another copy."""
+    rows: int = 0
+    """Of a data stage: its file's texts and their ids."""
     libraries: int = 0
     allocator: int = 0
     """Holes between tensors, on a CPU."""

@@ -8,12 +8,15 @@ from tasks.memory import logits
 from tasks.memory.activations import passing
 from tasks.memory.adapted import Adapted
 from tasks.memory.online import Judge, Sampled, added, writing
-from tasks.memory.parts import LIBRARIES, ROLLOUT, Kind, Memory, fullest
+from tasks.memory.parts import LIBRARIES, PLAIN, ROLLOUT, Kind, Memory, fullest
 from tasks.memory.rows import SCORED_ROWS
 from tasks.shape import ModelShape
 
 COMPARED = 8 * 8 * (1 << 22)
 """Bytes of what is compared at a time: eight float64 arrays of tasks/training/divergence.py's LOGITS."""
+ROW, TEXT = 2700, 11
+"""Bytes that a data stage holds for each row, and for each byte of its file: measured on files of 1 to 32 MiB, rows of
+300 bytes to 3 kB."""
 SHARD = 2 * 10**9
 """Bytes of a file of weights, at most (tasks/training/model_files.py, which imports torch)."""
 SAMPLING_BATCH = 32
@@ -49,6 +52,28 @@ def evaluate(
     return fullest(*moments).with_holes(kind, ROLLOUT)
 
 
+def judge(shape: ModelShape, adapted: Adapted | None, kind: Kind, rows: int, tokens: int) -> Memory:
+    """A pass over `rows` questions, of which two letters' logits are wanted each."""
+    return Memory(
+        weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0, libraries=LIBRARIES[kind],
+        activations=rows * tokens * passing(shape), logits=logits.own(shape, rows, reads=True),
+    ).with_holes(kind, ROLLOUT)  # fmt: skip
+
+
+def adopt(shape: ModelShape, parameters: int | None) -> Memory:
+    """On a CPU: an adapter of so many `parameters` beside a model without weights; or a complete model, compared with
+    the base tensor by tensor and written file by file."""
+    if parameters is not None:
+        return Memory(adapters=4 * parameters, libraries=LIBRARIES["cpu"])
+    compared = (2 * 4 + 3) * _largest(shape)  # both tensors in float32, and masks of what is no number
+    return Memory(weights=min(shape.weight_bytes, SHARD) + compared, libraries=PLAIN)
+
+
+def held_rows(count: int, text: int) -> Memory:
+    """So many rows of a file of `text` bytes, read, rendered and as ids, all at once."""
+    return Memory(rows=ROW * count + TEXT * text, libraries=PLAIN)
+
+
 def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, judge: Judge | None) -> Memory:
     """Best of n: the policy writes while the reward model waits, then that one reads."""
     held = Memory(
@@ -56,6 +81,14 @@ def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled,
         reward=0 if judge is None else judge.base_bytes + judge.adapter_bytes,
     )  # fmt: skip
     return added(held, writing(shape, adapted, how, merges=True)).with_holes(kind)
+
+
+def convert(shape: ModelShape, file: int) -> Memory:
+    """A base, always in main memory: its weights in float32 and, where it is kept in half of that, the copy. Of a GGUF
+    of `file` bytes those pages, and the plain model that its weights go into."""
+    whole = 4 * shape.parameters
+    halved = whole // 2 if shape.bytes_each == 2 else 0
+    return Memory(weights=(2 * whole + file) if file else whole + halved, libraries=PLAIN)
 
 
 def quantize(shape: ModelShape, kind: Kind) -> Memory:
@@ -73,9 +106,13 @@ def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_
     comparing  the largest module, `positions` in flight, a few million logits of both models, and the base in 4 bits
     """
     held = Memory(libraries=LIBRARIES[kind], adapters=4 * adapted.parameters)
-    largest = max(whole.vocabulary * whole.hidden, *(inputs * outputs for _, inputs, outputs in whole.linears))
     writing = replace(held, weights=min(whole.weight_bytes, SHARD) + reads * in_4_bits if kind == "cpu" else 0)
     comparing = replace(
-        held, weights=in_4_bits + 4 * largest, activations=positions * passing(whole), logits=COMPARED
+        held, weights=in_4_bits + 4 * _largest(whole), activations=positions * passing(whole), logits=COMPARED
     )  # fmt: skip
     return fullest(writing, comparing)
+
+
+def _largest(shape: ModelShape) -> int:
+    """Elements of the largest tensor."""
+    return max(shape.vocabulary * shape.hidden, *(inputs * outputs for _, inputs, outputs in shape.linears))

@@ -74,23 +74,19 @@ class Online(FromPolicy, Sampling, Optimizing):
             return adapted.parameters
         return None if isinstance(self.policy, Adapter) or self.lora is not None else shape.parameters
 
-    def steps(self, rows: int) -> int:
-        """Optimizer steps on so many prompts."""
-        raise NotImplementedError  # PPO and the groups each have their own
-
     def estimate(self, terms: Terms = Terms()) -> Estimate:  # noqa: B008  (immutable)
         """Parameters and memory from the base's configuration, steps and tokens from the data; needs no torch.
 
         The tokens are a bound: completions may end before `max_new_tokens`.
         """
-        shape, rows = ModelShape.of(self.policy), self.data.train_rows()
-        steps, tokens = None if rows is None else self.steps(rows), self._tokens(terms)
+        shape, tokens = ModelShape.of(self.policy), self._tokens(terms)
+        steps, may_be_fewer = self.planned_steps(self.data, Lengths.of(self.data, terms.bounds))
         trained = None if shape is None else self.trained(shape, terms)
         if shape is None or trained is None:
-            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, True)
+            return Estimate(shape.parameters if shape else None, None, steps, None, tokens, True, may_be_fewer)
         adapted = self.adapted(shape, terms)
         added = 0 if adapted is None else self.models_trained * adapted.parameters
-        return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, True)
+        return Estimate(shape.parameters + added, trained, steps, self.memory(terms), tokens, True, may_be_fewer)
 
     def _tokens(self, terms: Terms) -> int | None:
         """Of all rollouts, each completion after the longest prompt and as long as may be."""

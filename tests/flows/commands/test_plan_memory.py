@@ -57,6 +57,39 @@ def make_all(home: Path, recipe: Path, *labels: str) -> None:
         make(store, plan[label])
 
 
+def test_an_empty_home_is_enough_to_know_what_every_stage_needs(planned: Planned, home: Path, recipe: Path) -> None:
+    """Parameters and memory follow from the source that the base will be made of; what hangs on rows is a bound."""
+    short = ("sft.epochs=3", "sft.batch_size=2")
+    before = planned(*short)
+    before.pop("device")
+    assert all(line["memory_bytes"] for line in before.values())
+    bound = {name for name, line in before.items() if line["memory_is_bound"]}
+    assert bound == before.keys() - {"base", "rows", "pairs", "base4"}
+    assert {name for name, line in before.items() if line["parameters"] is None} == {"rows", "pairs"}
+    make_all(home, recipe, "base", "rows", "pairs")
+    after = planned(*short)
+    assert not any(line["memory_is_bound"] for name, line in after.items() if name != "device")
+    for name, line in before.items():
+        assert (line["parameters"], line["trainable"]) == (after[name]["parameters"], after[name]["trainable"]), name
+        assert line["memory_bytes"] >= after[name]["memory_bytes"], name
+        assert (line["steps"] or 0) >= (after[name]["steps"] or 0), name
+    assert before["sft"]["steps_is_bound"]
+    assert not after["sft"]["steps_is_bound"]
+
+
+def test_what_only_the_longest_rows_would_not_fit_is_not_said_not_to_fit(
+    planned: Planned, home: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    most = planned("--device", "h100")["sft"]["memory_bytes"]
+    tight = f"gpu:{0.9 * most / 2**20:.0f}MiB"
+    assert planned("--device", tight)["sft"]["fits"] is None
+    assert main(["plan", str(recipe), "--until", "sft", "--device", tight]) == 0
+    assert f"whether sft fits {tight}" in capsys.readouterr().out.replace("\n", " ")
+    make_all(home, recipe, "base", "rows")
+    assert planned("--device", tight)["sft"]["fits"] is True
+    assert planned("--device", "gpu:1MiB")["sft"]["fits"] is False
+
+
 def test_tokens_are_a_bound_until_the_data_is_there_and_then_what_training_counts(
     planned: Planned, home: Path, recipe: Path
 ) -> None:

@@ -20,6 +20,19 @@ def test_the_share_is_that_of_the_squares_that_rounding_takes():
     assert lost_share(tuned, {"a": torch.ones(2)}) == 0
 
 
+def test_the_share_is_the_same_a_few_elements_at_a_time(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    before = {
+        "a": torch.randn(7, 5, generator=generator).bfloat16(),
+        "b": torch.randn(3, generator=generator).bfloat16(),
+    }
+    tuned = {name: old + 1e-3 * torch.randn(old.shape, generator=generator) for name, old in before.items()}
+    at_once = lost_share(tuned, before)
+    monkeypatch.setattr("tasks.training.rounding.AT_A_TIME", 4)
+    assert lost_share(tuned, before) == pytest.approx(at_once, rel=1e-12)
+    assert 0 < at_once < 1
+
+
 @pytest.fixture(scope="module")
 def coarse(kitchen):
     return kitchen.make("base", source="builtin:tiny-llama", dtype="bfloat16")

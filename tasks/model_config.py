@@ -1,0 +1,57 @@
+"""What a model's config.json says, also of one that is still to be converted; no torch, no weights."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tasks.tiny import TINY, tiny_config
+
+ARCHITECTURES = ("llama", "qwen2")
+"""Of GGUF files, as their headers call them."""
+
+
+def config_at(path: Path) -> dict[str, Any]:
+    """Of a folder in transformers' form, of a GGUF file, or of `builtin:NAME`.
+
+    Raises OSError or ValueError if nothing is there, or nothing that makes sense.
+    """
+    name = path.name.removeprefix("builtin:")
+    if name != path.name and name in TINY:
+        return tiny_config(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf_config(path, path.stat().st_mtime_ns)
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    return config
+
+
+@lru_cache(maxsize=8)
+def _gguf_config(path: Path, changed: int) -> dict[str, Any]:
+    """What decides the shape, from the header. `changed` makes another file under the same name another one."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    architecture = _said(reader, "general.architecture")
+    shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
+    if architecture not in ARCHITECTURES:
+        return {"model_type": architecture}
+    hidden, vocabulary = shapes["token_embd.weight"]
+    heads = _said(reader, f"{architecture}.attention.head_count")
+    return {
+        "model_type": architecture, "hidden_size": hidden, "vocab_size": vocabulary,
+        "num_hidden_layers": _said(reader, f"{architecture}.block_count"),
+        "intermediate_size": _said(reader, f"{architecture}.feed_forward_length"), "num_attention_heads": heads,
+        "num_key_value_heads": _said(reader, f"{architecture}.attention.head_count_kv", heads),
+        "max_position_embeddings": _said(reader, f"{architecture}.context_length"),
+        "head_dim": shapes["blk.0.attn_q.weight"][1] // heads, "tie_word_embeddings": "output.weight" not in shapes,
+    }  # fmt: skip
+
+
+def _said(reader: Any, name: str, missing: Any = None) -> Any:
+    """A field of the header; raises ValueError for one that is not there."""
+    field = reader.get_field(name)
+    if field is None and missing is None:
+        raise ValueError(f"no {name} in the header")
+    return missing if field is None else field.contents()

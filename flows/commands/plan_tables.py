@@ -52,13 +52,12 @@ SHORT = {
 
 def fit_lines(stages: Sequence[Mapping[str, Any]], device: str) -> list[str]:
     """What fits the device, and what would make the others fit."""
-    known = [stage for stage in stages if stage["memory_bytes"] is not None and not stage["cached"]]
-    tight = [stage for stage in known if not stage["fits"]]
-    if known and not tight:
+    ahead = [stage for stage in stages if not stage["cached"]]
+    lines = [f"{stage['name']} does not fit {device}{_remedy(stage)}" for stage in ahead if stage["fits"] is False]
+    unsure = [stage["name"] for stage in ahead if stage["fits"] is None and stage["memory_is_bound"]]
+    if not lines and not unsure and any(stage["fits"] for stage in ahead):
         return [f"{device}: fits"]
-    sure = [stage for stage in tight if stage["fits"] is False]
-    lines = [f"{stage['name']} does not fit {device}{_remedy(stage)}" for stage in sure]
-    if unsure := [stage["name"] for stage in tight if stage["fits"] is None]:
+    if unsure:
         lines.append(
             f"whether {', '.join(unsure)} fit{'s' * (len(unsure) == 1)} {device}, can be said once the data stages "
             "have run: rows as long as `max_length` lets them be would not"

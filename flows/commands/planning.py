@@ -116,7 +116,8 @@ def _line(plan: Plan, label: str, verdict: Verdict, device: Device, ahead: Terms
     estimate = planned.stage.estimate(terms)
     needed = estimate.memory.total if estimate.memory else None
     is_bound = planned.stage.rows_are_bound(terms)
-    fits = None if needed is None else device.fits(needed) or (None if is_bound else False)
+    elsewhere = device.kind == "cuda" and not planned.stage.computes()  # in main memory, whatever the GPU has
+    fits = None if needed is None or elsewhere else device.fits(needed) or (None if is_bound else False)
     return {
         "name": label, "uses": planned.uses, "key": planned.key, "cached": verdict.cached,
         "reason": "; ".join(filter(None, [verdict.reason, verdict.drift])),

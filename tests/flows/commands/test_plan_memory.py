@@ -88,6 +88,8 @@ def test_what_only_the_longest_rows_would_not_fit_is_not_said_not_to_fit(
     make_all(home, recipe, "base", "rows")
     assert planned("--device", tight)["sft"]["fits"] is True
     assert planned("--device", "gpu:1MiB")["sft"]["fits"] is False
+    assert planned("--device", "gpu:1MiB")["pairs"]["fits"] is None  # reads rows in main memory
+    assert planned("--device", "cpu:1MiB")["pairs"]["fits"] is False
 
 
 def test_tokens_are_a_bound_until_the_data_is_there_and_then_what_training_counts(

@@ -70,7 +70,7 @@ class Adopt(Stage):
         shape, weights = ModelShape.of(self.base), Path(self.source) / FILES[1]
         if shape is None or not (self.complete or weights.exists()):
             return None
-        return adopt(shape, None if self.complete else sum(tensor_elements(weights).values()))
+        return adopt(shape, None if self.complete else sum(tensor_elements(weights).values()), terms.kind)
 
     def loaded(self) -> Model | None:
         return self.base

@@ -93,7 +93,7 @@ class BaseModelStage(Stage):
 
     def memory(self, terms: Terms) -> Memory | None:
         shape, path = ModelShape.of(self.loaded()), Path(self.source)
-        return None if shape is None else convert(shape, path.stat().st_size if path.is_file() else 0)
+        return None if shape is None else convert(shape, path.stat().st_size if path.is_file() else 0, terms.kind)
 
     def run(self, ctx: Context) -> dict[str, float]:
         model, tokenizer, under = _load(self.source)

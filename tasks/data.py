@@ -83,7 +83,7 @@ class Data(Stage):
         files = [Path(source) for source in (self.source, self.test_source) if source is not None]
         if any(file.as_posix().startswith("hub:") for file in files):
             return None
-        return held_rows(sum(map(most_rows, files)), sum(map(text_bytes, files)))
+        return held_rows(sum(map(most_rows, files)), sum(map(text_bytes, files)), terms.kind)
 
     def computes(self) -> bool:
         return False

@@ -74,10 +74,10 @@ def _known(error: Exception, job: Job) -> Exception:
 
 
 def peak_memory() -> int:
-    """Bytes: of the GPU, if one was used, else of this process."""
+    """Bytes: of the GPU, if anything was put there, else of this process."""
     import resource
 
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
+    if torch is not None and torch.cuda.is_initialized() and (allocated := torch.cuda.max_memory_allocated()):
+        return int(allocated)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

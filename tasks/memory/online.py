@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from tasks.memory import logits
 from tasks.memory.activations import backing, cached, checkpoints, kept, passing
 from tasks.memory.adapted import Adapted
-from tasks.memory.parts import Memory, fullest
+from tasks.memory.parts import Kind, Memory, fullest
 from tasks.memory.rows import SCORED_ROWS, Case, trained
 from tasks.shape import ModelShape
 
@@ -45,17 +45,21 @@ class Sampled:
         return self.prompt + self.new
 
 
-def writing(shape: ModelShape, adapted: Adapted | None, how: Sampled, *, merges: bool) -> Memory:
-    """What sampling adds: the cache, a pass over all prompts, and the next tokens' logits.
+def writing(shape: ModelShape, adapted: Adapted | None, how: Sampled, kind: Kind, *, merges: bool) -> Memory:
+    """What sampling adds. Moments compared on a GPU; on a CPU the allocator keeps what it had in both:
+
+    prompts  a pass over all of them, and their part of the cache
+    end      the next tokens' logits, and the cache for all that may be written
 
     `merges` says that adapters go into float32 weights meanwhile, of which a copy is kept: 4 bytes for each weight that
     they cover.
     """
     copies = 4 * adapted.covered(shape) if merges and adapted and shape.bytes_each == 4 and not shape.in_4_bits else 0
-    return Memory(
-        weights=copies, activations=how.rows * how.prompt * passing(shape), logits=logits.drawn(shape, how.rows),
-        kv_cache=how.rows * how.tokens * cached(shape),
-    )  # fmt: skip
+    cache, prompts = how.rows * cached(shape), how.rows * how.prompt * passing(shape)
+    end = Memory(weights=copies, logits=logits.drawn(shape, how.rows), kv_cache=how.tokens * cache)
+    if kind == "cpu":
+        return replace(end, activations=prompts)
+    return fullest(Memory(weights=copies, activations=prompts, kv_cache=how.prompt * cache), end)
 
 
 def ppo(case: Case, judge: Judge | None, how: Sampled, top_layers: int | None) -> Memory:
@@ -83,7 +87,7 @@ def ppo(case: Case, judge: Judge | None, how: Sampled, top_layers: int | None) -
         still, gradients=4 * learned, logits=logits.own(shape, case.micro * how.new, trains=case.trains_head),
         activations=below + case.micro * how.tokens * (waits + backing(shape)),
     )  # fmt: skip
-    return fullest(added(still, writing(shape, policy, how, merges=True)), update)
+    return fullest(added(still, writing(shape, policy, how, case.kind, merges=True)), update)
 
 
 def _value(case: Case, judge: Judge | None, learned: int, top_layers: int | None) -> int:
@@ -109,10 +113,13 @@ def groups(case: Case, judge: Judge | None, how: Sampled, *, reference: int, val
     held = replace(
         Memory(), reference=reference, reward=0 if judge is None else judge.base_bytes + judge.adapter_bytes,
     )  # fmt: skip
-    moments = [trained(case, how.tokens, head), added(case.still(), writing(shape, case.adapted, how, merges=False))]
+    moments = [
+        trained(case, how.tokens, head),
+        added(case.still(), writing(shape, case.adapted, how, case.kind, merges=False)),
+    ]
     if validates:
         shown = replace(how, rows=VALIDATED_ROWS)
-        moments.append(added(case.still(), writing(shape, case.adapted, shown, merges=True)))
+        moments.append(added(case.still(), writing(shape, case.adapted, shown, case.kind, merges=True)))
     if judge is not None:
         moments.append(replace(case.still(), activations=SCORED_ROWS * how.tokens * passing(judge.shape)))
     return added(fullest(*moments), held)

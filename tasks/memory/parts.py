@@ -12,8 +12,9 @@ LIBRARIES: dict[Kind, int] = {"cpu": 560 << 20, "cuda": 40 << 20}
 """Of Python with torch, transformers, peft and TRL, before a model is there: measured with a model of two layers and no
 more, on Linux with torch's CPU build. On a GPU what the process has outside of tensors is no part of the peak that we
 report; the workspace of its matrix library is."""
-PLAIN = 416 << 20
-"""Of Python with torch and transformers alone, on a CPU: what converts models and reads rows."""
+PLAIN: dict[Kind, int] = {"cpu": 416 << 20, "cuda": 722 << 20}
+"""Main memory of Python with torch and transformers alone, for what converts models and reads rows; torch's CUDA build
+is larger."""
 
 ONCE, ACCUMULATING, AGAIN, HALF, ROLLOUT = 0.6, 0.8, 1.2, 0.3, 0.3
 """What glibc's allocator holds on a CPU beside what lives in it, as a share of the activations and logits. It keeps

@@ -38,7 +38,7 @@ def evaluate(
     policy = replace(libraries, weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0)
     half = max(1, how.rows // 2)
     positions = half * max(longest_row, how.tokens)
-    written = writing(shape, adapted, how, merges=True)
+    written = writing(shape, adapted, how, kind, merges=True)
     reading = replace(
         policy, reference=reference or 0, activations=positions * passing(shape),
         logits=logits.own(shape, positions, reads=True), allocator=written.weights if kind == "cpu" else 0,
@@ -60,18 +60,18 @@ def judge(shape: ModelShape, adapted: Adapted | None, kind: Kind, rows: int, tok
     ).with_holes(kind, ROLLOUT)  # fmt: skip
 
 
-def adopt(shape: ModelShape, parameters: int | None) -> Memory:
-    """On a CPU: an adapter of so many `parameters` beside a model without weights; or a complete model, compared with
-    the base tensor by tensor and written file by file."""
+def adopt(shape: ModelShape, parameters: int | None, kind: Kind) -> Memory:
+    """Always in main memory: an adapter of so many `parameters` beside a model without weights; or a complete model,
+    compared with the base tensor by tensor and written file by file."""
     if parameters is not None:
-        return Memory(adapters=4 * parameters, libraries=LIBRARIES["cpu"])
+        return Memory(adapters=4 * parameters, libraries=PLAIN[kind] + LIBRARIES["cpu"] - PLAIN["cpu"])
     compared = (2 * 4 + 3) * _largest(shape)  # both tensors in float32, and masks of what is no number
-    return Memory(weights=min(shape.weight_bytes, SHARD) + compared, libraries=PLAIN)
+    return Memory(weights=min(shape.weight_bytes, SHARD) + compared, libraries=PLAIN[kind])
 
 
-def held_rows(count: int, text: int) -> Memory:
-    """So many rows of a file of `text` bytes, read, rendered and as ids, all at once."""
-    return Memory(rows=ROW * count + TEXT * text, libraries=PLAIN)
+def held_rows(count: int, text: int, kind: Kind) -> Memory:
+    """In main memory: so many rows of a file of `text` bytes, read, rendered and as ids, all at once."""
+    return Memory(rows=ROW * count + TEXT * text, libraries=PLAIN[kind])
 
 
 def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled, judge: Judge | None) -> Memory:
@@ -80,20 +80,24 @@ def sample(shape: ModelShape, adapted: Adapted | None, kind: Kind, how: Sampled,
         weights=shape.weight_bytes, adapters=4 * adapted.parameters if adapted else 0, libraries=LIBRARIES[kind],
         reward=0 if judge is None else judge.base_bytes + judge.adapter_bytes,
     )  # fmt: skip
-    return added(held, writing(shape, adapted, how, merges=True)).with_holes(kind)
+    return added(held, writing(shape, adapted, how, kind, merges=True)).with_holes(kind)
 
 
-def convert(shape: ModelShape, file: int) -> Memory:
+def convert(shape: ModelShape, file: int, kind: Kind) -> Memory:
     """A base, always in main memory: its weights in float32 and, where it is kept in half of that, the copy. Of a GGUF
     of `file` bytes those pages, and the plain model that its weights go into."""
     whole = 4 * shape.parameters
     halved = whole // 2 if shape.bytes_each == 2 else 0
-    return Memory(weights=(2 * whole + file) if file else whole + halved, libraries=PLAIN)
+    return Memory(weights=(2 * whole + file) if file else whole + halved, libraries=PLAIN[kind])
 
 
 def quantize(shape: ModelShape, kind: Kind) -> Memory:
-    """The base, and beside it what its linear layers become in 4 bits."""
+    """The base, and beside it what its linear layers become in 4 bits; a GPU gets one layer after another, and the rest
+    in float32."""
     copy = replace(shape, bytes_each=4, in_4_bits=True)
+    if kind == "cuda":
+        layer = max(inputs * outputs for _, inputs, outputs in shape.linears)
+        return Memory(weights=copy.weight_bytes + 4 * layer)
     linear = copy.weight_bytes - 4 * shape.others
     return Memory(weights=shape.weight_bytes + linear, libraries=LIBRARIES[kind])
 
@@ -103,12 +107,13 @@ def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_
 
     writing    a file of the merged weights, in main memory wherever it is compared; of a base in 4 bits, of `in_4_bits`
                bytes, what is read then and for the comparison, which is all there in the end: `reads` times
-    comparing  the largest module, `positions` in flight, a few million logits of both models, and the base in 4 bits
+    comparing  the largest module, `positions` in flight, a few million logits of both models; or the base in 4 bits,
+               which has the largest
     """
     held = Memory(libraries=LIBRARIES[kind], adapters=4 * adapted.parameters)
     writing = replace(held, weights=min(whole.weight_bytes, SHARD) + reads * in_4_bits if kind == "cpu" else 0)
     comparing = replace(
-        held, weights=in_4_bits + 4 * _largest(whole), activations=positions * passing(whole), logits=COMPARED
+        held, weights=in_4_bits or 4 * _largest(whole), activations=positions * passing(whole), logits=COMPARED
     )  # fmt: skip
     return fullest(writing, comparing)
 

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 from artifacts.kinds import Checkpoint, Demonstrations
 from tasks.lora import LoRA
 from tasks.memory import logits, online, reading, rows
+from tasks.memory.activations import passing
 from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
 from tasks.memory.online import Judge, Sampled
@@ -50,6 +51,8 @@ def case(lora: LoRA | None = LoRA(rank=8), dtype: str = "float32", **more: Any) 
     return Case(**{**fields, **more})
 
 
+TOKEN = 2 * 64 * 4 * (4 + 1)
+"""Bytes of a token's keys and values in four layers, and of one layer's copies while the cache grows."""
 PAIRS = Lengths(8, [20] * 8, [[10, 6]] * 8)
 
 
@@ -157,11 +160,36 @@ def test_groups_have_a_reward_model_beside_them() -> None:
 
 def test_evaluating_against_a_reference_has_two_models() -> None:
     shape, adapted = case().shape, case().adapted
-    alone = reading.evaluate(shape, adapted, "cuda", Sampled(4, 20, 30), 50, None, None)
+    alone = reading.evaluate(shape, adapted, "cuda", Sampled(4, 2, 48), 50, None, None)
     assert alone.weights == 4 * WEIGHTS + 4 * 4 * LAYER  # while it writes, a copy of the weights under the adapter
-    assert alone.kv_cache == 4 * 50 * 2 * 64 * 4 * (4 + 1)
+    assert alone.kv_cache == 4 * 50 * TOKEN
     both = reading.evaluate(shape, None, "cuda", Sampled(4, 20, 30), 50, 4 * WEIGHTS, None)
     assert (both.weights, both.reference) == (4 * WEIGHTS, 4 * WEIGHTS)
+
+
+def test_the_prompts_are_gone_when_the_cache_is_full() -> None:
+    """A GPU has either, the prompts' pass or the last tokens; a CPU's allocator keeps what it had in both."""
+    shape = case().shape
+    first = online.writing(shape, None, Sampled(4, 20, 30), "cuda", merges=True)
+    assert (first.kv_cache, first.logits, first.activations) == (4 * 20 * TOKEN, 0, 4 * 20 * passing(shape))
+    last = online.writing(shape, None, Sampled(4, 2, 48), "cuda", merges=True)
+    assert (last.kv_cache, last.logits, last.activations) == (4 * 50 * TOKEN, 4 * 1000 * 32, 0)
+    both = online.writing(shape, None, Sampled(4, 20, 30), "cpu", merges=True)
+    assert (both.kv_cache, both.logits, both.activations) == (4 * 50 * TOKEN, 4 * 1000 * 32, 4 * 20 * passing(shape))
+
+
+def test_a_base_is_quantised_layer_by_layer_on_a_gpu() -> None:
+    shape = replace(case().shape, bytes_each=2)
+    four_bits = int(4.127 / 8 * 4 * LAYER) + 4 * (WEIGHTS - 4 * LAYER)
+    assert reading.quantize(shape, "cuda").total == pytest.approx(four_bits + 4 * 256 * 640, abs=1)
+    assert reading.quantize(shape, "cpu").weights == pytest.approx(2 * WEIGHTS + 4.127 / 8 * 4 * LAYER, abs=1)
+
+
+def test_converting_takes_the_weights_in_float32_and_what_is_beside_them() -> None:
+    whole, halved = case().shape, case(dtype="bfloat16").shape
+    assert reading.convert(whole, 0, "cpu").weights == 4 * WEIGHTS
+    assert reading.convert(halved, 0, "cpu").weights == (4 + 2) * WEIGHTS
+    assert reading.convert(whole, 77, "cpu").weights == 2 * 4 * WEIGHTS + 77  # of a GGUF also its pages
 
 
 def test_the_fullest_moment_counts_and_holes_are_a_cpus_alone() -> None:

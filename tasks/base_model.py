@@ -17,7 +17,8 @@ from tasks.context import Context
 from tasks.lora import Name
 from tasks.memory.parts import Memory
 from tasks.memory.reading import convert
-from tasks.origin import licence, origin
+from tasks.model_config import config_at
+from tasks.origin import UNKNOWN, card_licence, origin
 from tasks.padding import choose_pad
 from tasks.shape import ModelShape
 from tasks.sources import locate, split_hub, understood
@@ -36,7 +37,7 @@ PICKLES = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model-*.bin"
 class BaseModelStage(Stage):
     """The model that everything else is relative to."""
 
-    version: ClassVar[int] = 3  # 1 wrote any model in one file; 2 had no name and licence in its key
+    version: ClassVar[int] = 3  # 1 wrote any model in one file; 2 had the name of its folder in its bytes
     seeded: ClassVar[bool] = False
     outside: ClassVar[Mapping[str, Outside]] = {"source": "model"}
 
@@ -76,8 +77,10 @@ class BaseModelStage(Stage):
         if self.source.startswith(("builtin:", "hub:")):
             return {"source": self.source}
         path = Path(self.source)
-        weights = {"gguf": digests.of(path)} if path.is_file() else {"folder": tree_digest(path, _files(path), digests)}
-        return {"source": weights | {"origin": origin(self.source), "licence": licence(path)}}
+        if path.is_file():
+            return {"source": {"gguf": digests.of(path)}}
+        said = {} if (licence := card_licence(path)) == UNKNOWN else {"licence": licence}
+        return {"source": {"folder": tree_digest(path, _files(path), digests), **said}}
 
     def computes(self) -> bool:
         return False
@@ -96,13 +99,13 @@ class BaseModelStage(Stage):
         return None if shape is None else convert(shape, path.stat().st_size if path.is_file() else 0, terms.kind)
 
     def run(self, ctx: Context) -> dict[str, float]:
-        model, tokenizer, under = _load(self.source)
+        model, tokenizer, config = _load(self.source)
         _add_tokens(model, tokenizer, self.add_tokens)
         choose_pad(tokenizer, self.pad_token)
         save_checkpoint(model, tokenizer, ctx.out, self.dtype)
-        about = {"origin": origin(self.source), "licence": under}
-        (ctx.out / "base.json").write_text(json.dumps(about, sort_keys=True))
         count = sum(parameter.numel() for parameter in model.parameters())
+        about = {"origin": origin(self.source, config, count), "licence": config.get("licence") or UNKNOWN}
+        (ctx.out / "base.json").write_text(json.dumps(about, sort_keys=True))
         ctx.say(
             f"{count:,} parameters in {self.dtype}; PAD {tokenizer.pad_token!r} ({tokenizer.pad_token_id}), "
             f"EOS {tokenizer.eos_token!r} ({tokenizer.eos_token_id})"
@@ -159,11 +162,11 @@ def _files(path: Path) -> list[Path]:
     return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
 
 
-def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """Model in float32, tokenizer and licence."""
+def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Model in float32, tokenizer, and what the configuration says, with `name` and `licence` where it is known."""
     if source.startswith("builtin:"):
         model, tokenizer = build_tiny(source.removeprefix("builtin:"))
-        return model, tokenizer, "made in code"
+        return model, tokenizer, {"licence": "made in code"}
     if source.startswith("hub:"):
         from huggingface_hub import snapshot_download
 
@@ -174,8 +177,8 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     path = Path(source)
     with understood(path, "a causal language model"):
         if path.is_file():
-            return *_dequantised(path), licence(path)
-        return *_from_folder(path), licence(path)
+            return *_dequantised(path), config_at(path)
+        return *_from_folder(path), config_at(path) | {"licence": card_licence(path)}
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:

@@ -29,18 +29,23 @@ def config_at(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _gguf_config(path: Path, changed: int) -> dict[str, Any]:
-    """What decides the shape, from the header. `changed` makes another file under the same name another one."""
+    """What decides the shape, from the header, with the `name` and `licence` that it says.
+
+    `changed` makes another file under the same name another one.
+    """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     architecture = _said(reader, "general.architecture")
     shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
+    about = {"model_type": architecture}
+    about |= {name: _said(reader, f"general.{field}", "") for name, field in (("name", "name"), ("licence", "license"))}
     if architecture not in ARCHITECTURES:
-        return {"model_type": architecture}
+        return about
     hidden, vocabulary = shapes["token_embd.weight"]
     heads = _said(reader, f"{architecture}.attention.head_count")
-    return {
-        "model_type": architecture, "hidden_size": hidden, "vocab_size": vocabulary,
+    return about | {
+        "hidden_size": hidden, "vocab_size": vocabulary,
         "num_hidden_layers": _said(reader, f"{architecture}.block_count"),
         "intermediate_size": _said(reader, f"{architecture}.feed_forward_length"), "num_attention_heads": heads,
         "num_key_value_heads": _said(reader, f"{architecture}.attention.head_count_kv", heads),

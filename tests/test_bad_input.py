@@ -121,11 +121,21 @@ def test_a_verb_that_does_not_exist_ends_with_the_same_status(capsys: pytest.Cap
 def test_what_only_the_base_can_tell_ends_a_first_run_before_it_trains(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    """Before there is a base, no plan knows its modules; once there is, nothing is trained first."""
-    path, shop = write_recipe(altered("reward", lora={"target_modules": ["nope"]})), Shop(tmp_path)
+    """Of one with more tokens no plan knows the modules before it is there; once it is, nothing is trained first."""
+    recipe = altered("reward", lora={"target_modules": ["nope"]})
+    recipe["stages"]["base"]["add_tokens"] = ["<new>"]
+    path, shop = write_recipe(recipe), Shop(tmp_path)
     answer = shop.align("run", str(path), "--offline-tracking", "--quiet", "--json")
     assert answer.status == 2
     assert "error: reward: lora.target_modules: 'nope' matches no linear module" in answer.err
     statuses = answer.statuses
     assert statuses["base"] == "ran" and statuses["reward"] == "failed" and statuses["sft"] == "skipped"
     assert not list((shop.home / "store").glob("sft-*"))
+
+
+def test_what_the_source_of_a_base_can_tell_ends_a_first_run_before_it_begins(
+    write_recipe: WriteRecipe, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(write_recipe(altered("reward", lora={"target_modules": ["nope"]})))]) == 2
+    assert "reward: lora.target_modules: 'nope' matches no linear module; this base has" in capsys.readouterr().err
+    assert not (home / "store").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
@@ -116,15 +117,16 @@ def _stages(model: Made) -> str:
 
 
 def _origin(model: Made) -> str:
-    """Where its base is from; a merge of a merge has several, of which this is the last."""
+    """Where its base was read from; a merge of a merge has several, of which this is the last."""
     bases = [each for each in model.chain if each.uses == "base"]
     if not bases:
         return "no longer in the store"
     about = model.store.folder(bases[-1].uses, bases[-1].key) / "out" / "base.json"
     if not about.exists():
         return bases[-1].key[:12]
-    said = json.loads(about.read_text())
-    return f"{said['origin']} (licence: {said['licence']})"
+    source = str(bases[-1].fields["source"])
+    name = source if source.startswith(("hub:", "builtin:")) else Path(source).name
+    return f"{name} (licence: {json.loads(about.read_text())['licence']})"
 
 
 def _data(model: Made) -> Mapping[str, Any]:

@@ -22,6 +22,15 @@ DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("o
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: every file goes to one worker, and all that use the first run of the tiny recipe to the
+    same one, which makes it once."""
+    sharing = {item.path for item in items if "first" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("first" if item.path in sharing else item.path.stem))
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An `$ALIGN_HOME` of this test's own; nothing is in it, not even the folder."""

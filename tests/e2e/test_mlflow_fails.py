@@ -63,6 +63,7 @@ def assert_nothing_left(shop: Shop, **environment: str) -> None:
     assert shop.align("sync", "--json", **environment).json["sent"] == []
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_amid_a_stage_gets_all_when_it_is_back(mlflow, tmp_path):
     shop = Shop(tmp_path)
     run = shop.start("run", *RECIPE, "sft.epochs=6", "--json", MLFLOW_TRACKING_URI=mlflow.uri)

@@ -28,8 +28,7 @@ def kept(shape: ModelShape, adapted: Adapted | None, width: int, *, fused: bool 
     """
     layers = [None] * shape.layers if adapted is None else list(adapted.layers)
     first = 0 if adapted is None else adapted.lowest
-    rank, dropout = (0, False) if adapted is None else (adapted.rank, adapted.dropout)
-    inside = sum(kept_in_layer(shape, names, rank, dropout, fused) for names in layers[first:])
+    inside = sum(kept_in_layer(shape, names, adapted, fused=fused) for names in layers[first:])
     masks = len(layers[first:]) * width * shape.bytes_each
     return inside + masks + 4 * shape.hidden  # the last norm
 
@@ -37,19 +36,21 @@ def kept(shape: ModelShape, adapted: Adapted | None, width: int, *, fused: bool 
 def checkpoints(shape: ModelShape, adapted: Adapted | None, *, fused: bool = False) -> int:
     """Bytes a token with checkpointing: w H into each layer that the backward pass comes to, and one layer's all."""
     first = 0 if adapted is None else min(adapted.lowest, shape.layers - 1)
-    names, rank, dropout = (None, 0, False) if adapted is None else (adapted.layers[-1], adapted.rank, adapted.dropout)
-    return (shape.layers - first + 1) * shape.hidden * shape.bytes_each + kept_in_layer(
-        shape, names, rank, dropout, fused
-    )
+    names = None if adapted is None else adapted.layers[-1]
+    between = (shape.layers - first + 1) * shape.hidden * shape.bytes_each
+    return between + kept_in_layer(shape, names, adapted, fused=fused)
 
 
-def kept_in_layer(shape: ModelShape, names: frozenset[str] | None, rank: int, dropout: bool, fused: bool) -> int:
+def kept_in_layer(
+    shape: ModelShape, names: frozenset[str] | None, adapted: Adapted | None, *, fused: bool = False
+) -> int:
     """Bytes a token and layer; `names` are its modules with an adapter, None where all weights train.
 
         Llama:  norms 2 x 4 H, and 2 w H more if their weights train;  attention 4 w A;  MLP 3 w I (gate, its SiLU, up)
         GPT-2, GPT-J:  norms w H each;  attention 4 w A;  GELU in parts 4 w I
 
-    and the inputs of what trains (`_inputs`).
+    and the inputs of what trains (`_inputs`). DoRA's magnitudes also want the outputs of every base layer, w each, and
+    of every adapter, 4 each.
     """
     sizes = {name: (inputs, outputs) for name, inputs, outputs in shape.linears}
     width, groups = shape.bytes_each, _groups(shape)
@@ -59,11 +60,13 @@ def kept_in_layer(shape: ModelShape, names: frozenset[str] | None, rank: int, dr
         own = norms + 4 * width * across + 3 * width * middle
     else:
         own = (2 if groups is GPT2 else 1) * width * shape.hidden + 4 * width * (across + middle)
-    return own + sum(_inputs(shape, group, names, rank, dropout, fused) for group in groups)
+    outputs = sum(sizes[name][1] for name in names or ()) if adapted and adapted.dora else 0
+    inputs = sum(_inputs(shape, group, names, adapted, fused) for group in groups)
+    return own + inputs + (width + 4) * outputs
 
 
 def _inputs(
-    shape: ModelShape, group: tuple[str, ...], names: frozenset[str] | None, rank: int, dropout: bool, fused: bool
+    shape: ModelShape, group: tuple[str, ...], names: frozenset[str] | None, adapted: Adapted | None, fused: bool
 ) -> int:
     """Bytes a token of the input that modules share, as kept for those that train, and of what LoRA's A makes of it.
 
@@ -71,16 +74,26 @@ def _inputs(
     float32 copy for each adapter; dropout makes a copy and a mask for each, on a CPU in float32 too.
     """
     inputs = next(size for name, size, _ in shape.linears if name == group[0])
-    if names is None:
+    if names is None or adapted is None:
         return 0 if group == _groups(shape)[1] else inputs * shape.bytes_each
     here = sum(name in names for name in group)
-    small = here * rank * (shape.bytes_each if fused else 4)
-    if dropout and not fused:
+    small = here * adapted.rank * (shape.bytes_each if fused else 4)
+    if adapted.dropout and not fused:
         return here * inputs * (4 + 4) + small
     if shape.bytes_each == 4 or fused:
         shared = 0 if group == _groups(shape)[1] else inputs * shape.bytes_each
         return (shared if here else 0) + small
     return here * inputs * 4 + small
+
+
+def copies(shape: ModelShape, adapted: Adapted | None) -> int:
+    """Bytes that wait for the backward pass whatever is passed: peft's DoRA on Conv1D transposes the weights."""
+    return 4 * adapted.covered(shape) if adapted and adapted.dora and _groups(shape) is GPT2 else 0
+
+
+def fuses(shape: ModelShape, adapted: Adapted | None) -> bool:
+    """Whether adapters are added inside the product where that can be (tasks/rl/lora_linear.py)."""
+    return adapted is not None and not adapted.dora and not shape.in_4_bits and _groups(shape) is not GPT2
 
 
 def passing(shape: ModelShape) -> int:

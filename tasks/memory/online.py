@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tasks.memory import logits
-from tasks.memory.activations import backing, cached, checkpoints, kept, passing
+from tasks.memory.activations import backing, cached, checkpoints, fuses, kept, passing
 from tasks.memory.adapted import Adapted
 from tasks.memory.parts import Kind, Memory, fullest
 from tasks.memory.rows import SCORED_ROWS, Case, trained
@@ -82,7 +82,8 @@ def ppo(case: Case, judge: Judge | None, how: Sampled, top_layers: int | None) -
         value=_value(case, judge, learned, top_layers),
     )  # fmt: skip
     below = case.batch * how.tokens * shape.hidden * shape.bytes_each if top_layers else 0
-    waits = checkpoints(shape, top, fused=True) if case.checkpointing else kept(shape, top, how.tokens, fused=True)
+    fused = fuses(shape, policy)
+    waits = checkpoints(shape, top, fused=fused) if case.checkpointing else kept(shape, top, how.tokens, fused=fused)
     update = replace(
         still, gradients=4 * learned, logits=logits.own(shape, case.micro * how.new, trains=case.trains_head),
         activations=below + case.micro * how.tokens * (waits + backing(shape)),

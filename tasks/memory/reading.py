@@ -107,15 +107,14 @@ def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_
 
     writing    a file of the merged weights, in main memory wherever it is compared; of a base in 4 bits, of `in_4_bits`
                bytes, what is read then and for the comparison, which is all there in the end: `reads` times
-    comparing  the largest module, `positions` in flight, a few million logits of both models; or the base in 4 bits,
-               which has the largest
+    fetching   the largest module, `positions` in flight, the first logits of both models; and the base in 4 bits
+    comparing  eight arrays of a few million logits in place of the module
     """
     held = Memory(libraries=LIBRARIES[kind], adapters=4 * adapted.parameters)
     writing = replace(held, weights=min(whole.weight_bytes, SHARD) + reads * in_4_bits if kind == "cpu" else 0)
-    comparing = replace(
-        held, weights=in_4_bits or 4 * _largest(whole), activations=positions * passing(whole), logits=COMPARED
-    )  # fmt: skip
-    return fullest(writing, comparing)
+    running = replace(held, weights=in_4_bits, activations=positions * passing(whole))
+    fetching = replace(running, weights=in_4_bits + 4 * _largest(whole), logits=COMPARED // 4)
+    return fullest(writing, fetching, replace(running, logits=COMPARED))
 
 
 def _largest(shape: ModelShape) -> int:

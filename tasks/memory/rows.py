@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tasks.memory import logits
-from tasks.memory.activations import backing, checkpoints, kept, passing
+from tasks.memory.activations import backing, checkpoints, copies, kept, passing
 from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
 from tasks.memory.parts import ACCUMULATING, AGAIN, HALF, LIBRARIES, ONCE, Kind, Memory, fullest
@@ -90,7 +90,8 @@ class Case:
         """Of a forward and the start of a backward pass over so many rows of `width` tokens, padding included."""
         if self.checkpointing:
             return rows * width * (checkpoints(self.model, self.adapted) + backing(self.model))
-        return rows * width * (kept(self.model, self.adapted, width) + backing(self.model))
+        each = kept(self.model, self.adapted, width) + backing(self.model)
+        return rows * width * each + copies(self.model, self.adapted)
 
     def one_layer(self, rows: int, width: int) -> int:
         """At the end of the backward pass: a layer's share of the activations, and its gradients in flight."""

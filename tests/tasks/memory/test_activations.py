@@ -4,13 +4,14 @@ numbers."""
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tasks.lora import LoRA
-from tasks.memory.activations import cached, checkpoints, kept, kept_in_layer
+from tasks.memory.activations import cached, checkpoints, copies, kept, kept_in_layer
 from tasks.memory.adapted import Adapted
 from tasks.rl.lora_linear import fuse
 from tasks.rl.recomputing import recomputing
@@ -32,23 +33,37 @@ def shape_of(config: Any, dtype: str = "float32") -> ModelShape:
     return shape
 
 
-def really_kept(model: Any, config: Any) -> int:
-    """Bytes of all that a forward pass over a padded batch saves for its backward pass, each piece of memory once."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    saved: dict[int, torch.Tensor] = {}
+class Saved:
+    """What one operation has saved, for as long as its backward pass may come."""
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in own:
-            saved.setdefault(place, tensor)  # kept alive, so that no other comes to lie there
-        return tensor
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+def adapted_by(lora: LoRA) -> Adapted:
+    adapted = Adapted.fresh(shape_of(LLAMA), lora)
+    assert adapted is not None
+    return adapted
+
+
+def really_kept(model: Any, config: Any) -> int:
+    """Bytes of all that a forward pass over a padded batch has saved for its backward pass when it is over, each piece
+    of memory once. (DoRA's norms are taken of products whose graph is dropped at once.)"""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: WeakSet[Saved] = WeakSet()
+
+    def pack(tensor: torch.Tensor) -> Saved:
+        saved.add(kept := Saved(tensor))
+        return kept
 
     ids = torch.arange(ROWS * WIDTH).reshape(ROWS, WIDTH) % config.vocab_size
     mask = torch.ones_like(ids)
     mask[1, WIDTH - 5 :] = 0
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         states = trunk_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     assert states.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in saved}
+    return sum(size for place, size in storages.items() if place not in own)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +76,11 @@ def really_kept(model: Any, config: Any) -> int:
         (LLAMA, "float32", LoRA(rank=8, top_layers=2), False),
         (LLAMA, "float32", LoRA(rank=8, target_modules=["q_proj", "v_proj"]), False),
         (LLAMA, "float32", LoRA(rank=8, dropout=0.1), False),
+        (LLAMA, "float32", LoRA(rank=8, dora=True), False),
+        (LLAMA, "bfloat16", LoRA(rank=8, dora=True), False),
         (LLAMA, "float32", None, False),
         (GPT2, "float32", LoRA(rank=8), False),
+        (GPT2, "float32", LoRA(rank=8, dora=True), False),
         (GPT2, "float32", None, False),
     ],
     ids=lambda value: getattr(value, "model_type", str(value)),
@@ -75,7 +93,8 @@ def test_it_is_what_torch_keeps(config: Any, dtype: str, lora: LoRA | None, fuse
         model = add_adapter(model, lora)
     if fused:
         assert fuse(model)
-    counted = ROWS * WIDTH * kept(shape, lora and Adapted.fresh(shape, lora), WIDTH, fused=fused)
+    adapted = lora and Adapted.fresh(shape, lora)
+    counted = ROWS * WIDTH * kept(shape, adapted, WIDTH, fused=fused) + copies(shape, adapted)
     assert counted == pytest.approx(really_kept(model.train(), config), rel=0.04)
 
 
@@ -92,26 +111,25 @@ def test_checkpointing_keeps_the_states_between_layers_alone() -> None:
 
 def test_a_layer_by_hand() -> None:
     """H = A = 256, I = 640, rank 8, float32: norms 8 H, attention 16 A, MLP 12 I; inputs of q, gate and down; 7 x 8."""
-    shape = shape_of(LLAMA)
-    every = frozenset(name for name, _, _ in shape.linears)
+    shape, adapted = shape_of(LLAMA), adapted_by(LoRA(rank=8))
     by_hand = 8 * 256 + 16 * 256 + 12 * 640 + 4 * (256 + 256 + 640) + 4 * 7 * 8
-    assert kept_in_layer(shape, every, 8, dropout=False, fused=False) == by_hand
+    assert kept_in_layer(shape, adapted.layers[0], adapted) == by_hand
+    with_magnitudes = by_hand + (4 + 4) * (3 * 256 + 2 * 64 + 2 * 640)
+    dora = adapted_by(LoRA(rank=8, dora=True))
+    assert kept_in_layer(shape, dora.layers[0], dora) == with_magnitudes
 
 
 def test_a_layer_in_half_precision_by_hand() -> None:
     """States take 2 bytes, norms 4 still, and peft makes a float32 input for each of the seven adapters."""
-    shape = shape_of(LLAMA, "bfloat16")
-    every = frozenset(name for name, _, _ in shape.linears)
+    shape, adapted = shape_of(LLAMA, "bfloat16"), adapted_by(LoRA(rank=8))
     by_hand = 8 * 256 + 8 * 256 + 6 * 640 + 4 * (6 * 256 + 640) + 4 * 7 * 8
-    assert kept_in_layer(shape, every, 8, dropout=False, fused=False) == by_hand
+    assert kept_in_layer(shape, adapted.layers[0], adapted) == by_hand
 
 
 def test_checkpoints_by_hand() -> None:
     """What enters the four layers and leaves the last one, and one layer's all."""
-    shape, lora = shape_of(LLAMA), LoRA(rank=8)
-    adapted = Adapted.fresh(shape, lora)
-    assert adapted is not None
-    layer = kept_in_layer(shape, adapted.layers[-1], 8, dropout=False, fused=False)
+    shape, adapted = shape_of(LLAMA), adapted_by(LoRA(rank=8))
+    layer = kept_in_layer(shape, adapted.layers[-1], adapted)
     assert checkpoints(shape, adapted) == 5 * 256 * 4 + layer
 
 

@@ -180,7 +180,7 @@ class Store:
         free = shutil.disk_usage(self.home).free
         if free < needed:
             raise HomeError(
-                f"$ALIGN_HOME: wanted {needed / 2**20:,.0f} MiB free for this plan, got {free / 2**20:,.0f} MiB "
+                f"$ALIGN_HOME: wanted {needed / 2**20:,.0f} MiB free for this run, got {free / 2**20:,.0f} MiB "
                 f"at {self.home}; make room or set ALIGN_HOME to another disk"
             )
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from flows.addresses import without_secrets
 from flows.servers.state import named_prefect
 
+RECORDS = 64 << 20
+"""Bytes that a run's own records, its logs and the services' databases may take."""
+
 
 def align_home() -> Path:
     """`$ALIGN_HOME`, by default `.align/` in the current folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,19 @@ def test_a_verb_that_does_not_exist_ends_with_the_same_status(capsys: pytest.Cap
         main(["plann"])
     assert caught.value.code == 2
     assert "invalid choice: 'plann'" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_before_anything_runs(
+    write_recipe: WriteRecipe, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect would wait a minute and a half for a server whose database can't be made."""
+    whole = shutil.disk_usage(home.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: whole._replace(free=3 << 20))
+    path = write_recipe(chain())
+    assert main(["run", str(path)]) == 2
+    assert "error: $ALIGN_HOME: wanted 64 MiB free for this run, got 3 MiB at" in capsys.readouterr().err
+    assert main(["retrain", str(path)]) == 2
+    assert "wanted 64 MiB free" in capsys.readouterr().err
 
 
 def test_what_only_the_base_can_tell_ends_a_first_run_before_it_trains(

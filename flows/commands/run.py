@@ -19,7 +19,7 @@ from flows.addresses import without_secrets
 from flows.colours import coloured
 from flows.commands.planning import Wanted, plan_of
 from flows.commands.without_prefect import without_prefect
-from flows.home import align_home
+from flows.home import RECORDS, align_home
 from flows.running.watch import WATCHER, TerminalWatcher, Watcher
 from flows.tables import gate_table
 
@@ -51,7 +51,7 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
     home = align_home()
     store = Store(home)
     plan = plan_of(wanted, store)
-    store.check_writable(0)
+    store.check_writable(RECORDS)
     print(f"{len(plan.stages)} stages; outputs go to {home}", file=sys.stderr)
 
     def flow() -> None:
@@ -73,7 +73,7 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
 def retrain_recipe(given: Mapping[str, Any], *, as_json: bool) -> int:
     """`align retrain`: the flow that is scheduled, once and here; prints what became of it."""
     home = align_home()
-    Store(home).check_writable(0)
+    Store(home).check_writable(RECORDS)
 
     def flow() -> None:
         from flows.retrain import align_retrain

@@ -260,6 +260,6 @@ def test_a_home_under_a_file_is_an_error_that_says_so(tmp_path: Path) -> None:
 
 def test_too_little_room_is_an_error_that_says_how_much_is_missing(store: Store) -> None:
     store.check_writable(1)
-    with pytest.raises(HomeError, match=r"wanted 1,048,576,000,000 MiB free for this plan, got [\d,]+ MiB"):
+    with pytest.raises(HomeError, match=r"wanted 1,048,576,000,000 MiB free for this run, got [\d,]+ MiB"):
         store.check_writable(1_048_576_000_000 << 20)
     assert list(store.home.iterdir()) == []

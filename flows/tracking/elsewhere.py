@@ -71,6 +71,7 @@ def _fetch_checkpoint(server: MlflowServer, stage: TrackedStage, run: str, say: 
     folders = [each.path for each in server.client.list_artifacts(run, CHECKPOINTS) if each.is_dir]
     for folder in sorted(folders, key=lambda path: -int(path.rsplit("-", 1)[1])):
         if f"{folder}/manifest.json" not in {each.path for each in server.client.list_artifacts(run, folder)}:
+            say(f"warning: {Path(folder).name} on {server.shown} is passed over: it was not sent whole")
             continue
         with aside(stage.store.home) as part:
             fetched = Path(server.client.download_artifacts(run, folder, str(part)))

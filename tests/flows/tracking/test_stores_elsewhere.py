@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.records import RunRecord
 from flows.running.watch import Watcher
 from flows.tracking import sync
 from flows.tracking.elsewhere import fetch
+from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
 from flows.tracking.tracked_run import Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from tests.conftest import chain
@@ -37,6 +39,24 @@ def test_what_can_not_be_fetched_is_made_here(store: Store, error: Exception) ->
     said: list[str] = []
     assert not fetch(server, store, "sft", "k" * 64, said.append)
     assert said == [f"nothing could be fetched from http://theirs: {error}"]
+
+
+def test_a_checkpoint_that_was_not_sent_whole_is_passed_over_by_name(store: Store, tmp_path: Path) -> None:
+    """Its manifest is sent last. Here a real database; that it is another machine's is all that is made up."""
+    theirs = MlflowServer(tmp_path / "theirs")
+    theirs.is_own, theirs.name = False, "theirs"
+    run = theirs.make("recipe", "sft", {KEY_TAG: "k" * 64})
+    for step, files in ((4, ["optimizer.pt", "manifest.json"]), (8, ["optimizer.pt"])):
+        for name in files:
+            (tmp_path / name).write_text("{}" if name == "manifest.json" else "state")
+            theirs.client.log_artifact(run, str(tmp_path / name), f"checkpoints/checkpoint-{step}")
+    said: list[str] = []
+    assert not fetch(theirs, store, "sft", "k" * 64, said.append)
+    assert said == [
+        f"warning: checkpoint-8 on {theirs.shown} is passed over: it was not sent whole",
+        f"goes on from checkpoint-4, fetched from {theirs.shown}",
+    ]
+    assert (store.draft("sft", "k" * 64) / "work" / "checkpoint-4" / "optimizer.pt").read_text() == "state"
 
 
 def test_one_run_that_can_not_be_sent_keeps_no_other_back(store: Store, monkeypatch, capsys) -> None:

@@ -176,9 +176,10 @@ def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[s
         _check_usable(Path(source))
     path = Path(source)
     with understood(path, "a causal language model"):
+        config = config_at(path)  # first: a header takes memory that the weights can have afterwards
         if path.is_file():
-            return *_dequantised(path), config_at(path)
-        return *_from_folder(path), config_at(path) | {"licence": card_licence(path)}
+            return *_dequantised(path), config
+        return *_from_folder(path), config | {"licence": card_licence(path)}
 
 
 def _from_folder(path: Path) -> tuple[Any, Any]:

@@ -75,7 +75,7 @@ def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
     server = _mlflow() if wanted.link or wanted.open else None
     links = compare_links(comparisons, server.shown, server.place_of) if server else {}
     try:
-        _save(comparisons, wanted, " ".join(what), links)
+        _save(comparisons, wanted, " ".join(map(_title, what)), links)
     except OSError as error:
         raise UserError(
             f"{error.filename or 'page or picture'}: can't be written ({error.strerror}); give another file"
@@ -139,6 +139,12 @@ def _policies(name: str, *, prefix: bool) -> list[Compared]:
     if not prefix:
         return found
     return [replace(one, name=f"{name}:{one.name}") for one in found]
+
+
+def _title(name: str) -> str:
+    """A run under its own name, since `last` is soon another."""
+    is_stage = ":" in name or _by_key(name) is not None
+    return name if is_stage else find_record(align_home(), name).run_id
 
 
 def find_output(name: str) -> Path:

@@ -97,6 +97,8 @@ def test_a_page_and_pictures_are_written_where_they_can_be(
     status, _, err = compare("long", "--html", str(page), "--chart", str(chart), "--frontier", str(tmp_path / "f.svg"))
     assert status == 0
     assert page.read_text().startswith("<!doctype html>") and "<h1>long</h1>" in page.read_text()
+    assert compare("last", "--html", str(page))[0] == 0
+    assert "<h1>other</h1>" in page.read_text()  # by tomorrow `last` is another
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert err == f"{tmp_path}/f.svg: not written: no two of these policies have the figures for it\n"
 

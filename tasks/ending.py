@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -75,9 +77,19 @@ def _known(error: Exception, job: Job) -> Exception:
 
 def peak_memory() -> int:
     """Bytes: of the GPU, if anything was put there, else of this process."""
-    import resource
-
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized() and (allocated := torch.cuda.max_memory_allocated()):
         return int(allocated)
+    return _resident()
+
+
+def _resident() -> int:
+    """The most that this process had in main memory; what the system keeps for `getrusage` may be its parent's."""
+    import resource
+
+    try:
+        if kept := re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(kept[1]) * 1024
+    except OSError:  # not Linux
+        pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,7 +1,7 @@
 """What the memory of training is measured on: a base with random weights, adapters, a reward model, and rows.
 
-Run as `python -m tests.bench.memory_workload FOLDER DEVICE`, in a process of its own: the one that starts the trainers
-must stay small, since the system counts the memory of whoever starts a process into that process's peak.
+Run as `python -m tests.bench.memory_workload FOLDER DEVICE`, in a process of its own: the one that measures needs no
+torch.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,27 @@ from tasks.stage import Stage
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see tasks/__main__.py
 ROOT = Path(__file__).resolve().parent.parent
+FIRST_RUN = re.compile(r"^def test_\w+\((?:[^)]*\W)?first\W", re.MULTILINE)
 DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("one", "two", "three", "four")]
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: every file goes to one worker, and all that use the first run of the tiny recipe to the
-    same one, which makes it once."""
-    sharing = {item.path for item in items if "first" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("first" if item.path in sharing else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Every file goes to one worker, and all that use the first run of the tiny recipe to the same one, which makes it
+    once. (`--dist loadgroup` would do, but xdist 3.8 loses its groups under pytest 9.2.)"""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneFirstRun(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "first" if file in sharing else file
+
+    sharing = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "e2e").glob("test_*.py")
+        if FIRST_RUN.search(path.read_text())
+    }  # fmt: skip
+    return OneFirstRun(config, log)
 
 
 @pytest.fixture

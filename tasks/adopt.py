@@ -67,10 +67,13 @@ class Adopt(Stage):
         return False
 
     def memory(self, terms: Terms) -> Memory | None:
-        shape, weights = ModelShape.of(self.base), Path(self.source) / FILES[1]
-        if shape is None or not (self.complete or weights.exists()):
+        if (shape := ModelShape.of(self.base)) is None or self.source.startswith("hub:"):
             return None
-        return adopt(shape, None if self.complete else sum(tensor_elements(weights).values()), terms.kind)
+        try:
+            count = None if self.complete else sum(tensor_elements(Path(self.source) / FILES[1]).values())
+        except (OSError, ValueError):  # damaged, which running it says
+            return None
+        return adopt(shape, count, terms.kind)
 
     def loaded(self) -> Model | None:
         return self.base

@@ -29,7 +29,7 @@ from tasks.training.model_files import TOKENIZER_FILES, save_checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES_EACH = {"float32": 4, "bfloat16": 2}
 """Of a weight."""
 PICKLES = ("pytorch_model.bin", "*.pt", "*.pth", "*.ckpt", "pytorch_model-*.bin")
 
@@ -58,7 +58,7 @@ class BaseModelStage(Stage):
         if not there or self.add_tokens:  # how many rows the new ones take is known once it is loaded
             return Checkpoint(key=key, path=path)
         like = Checkpoint(key="", path=Path(self.source))
-        return Checkpoint(key=key, path=path, like=like, bytes_each=BYTES[self.dtype])
+        return Checkpoint(key=key, path=path, like=like, bytes_each=BYTES_EACH[self.dtype])
 
     def locate(self, folders: Sequence[Path]) -> Self:
         if self.source.startswith("builtin:"):
@@ -151,7 +151,7 @@ def _check_usable(path: Path) -> None:
 
 def _is_quantized(path: Path) -> bool:
     try:
-        return bool(json.loads((path / "config.json").read_text()).get("quantization_config"))
+        return bool(config_at(path).get("quantization_config"))
     except ValueError:
         return False  # what is wrong with it is said when it is loaded
 

@@ -23,7 +23,9 @@ def config_at(path: Path) -> dict[str, Any]:
         return tiny_config(name)
     if path.suffix == ".gguf" and path.is_file():
         return _gguf_config(path, path.stat().st_mtime_ns)
-    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    config: Any = json.loads((path / "config.json").read_text())
+    if not isinstance(config, dict):
+        raise ValueError(f"{path / 'config.json'}: wanted an object, got {type(config).__name__}")
     return config
 
 
@@ -33,6 +35,13 @@ def _gguf_config(path: Path, changed: int) -> dict[str, Any]:
 
     `changed` makes another file under the same name another one.
     """
+    try:
+        return _from_header(path)
+    except Exception as error:  # the reader checks little: numpy says what it likes of a header that is cut off
+        raise ValueError(f"{path}: its header can't be read ({type(error).__name__}: {error})") from error
+
+
+def _from_header(path: Path) -> dict[str, Any]:
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
@@ -55,8 +64,8 @@ def _gguf_config(path: Path, changed: int) -> dict[str, Any]:
 
 
 def _said(reader: Any, name: str, missing: Any = None) -> Any:
-    """A field of the header; raises ValueError for one that is not there."""
+    """A field of the header; raises KeyError for one that is not there."""
     field = reader.get_field(name)
     if field is None and missing is None:
-        raise ValueError(f"no {name} in the header")
+        raise KeyError(name)
     return missing if field is None else field.contents()

@@ -36,7 +36,7 @@ class Optimizing(Stage):
 
     def steps(self, rows: int) -> int:
         """Optimizer steps on so many training rows."""
-        raise NotImplementedError
+        raise NotImplementedError  # rows, PPO's rollouts and TRL's groups are each counted in a way of their own
 
     def planned_steps(self, data: Dataset, lengths: Lengths | None) -> tuple[int | None, bool]:
         """Optimizer steps, and whether they may be fewer: before the data is there, lines of its file count as rows."""

@@ -73,7 +73,7 @@ class ModelShape:
                 return cls(**_gpt2(config), **width, prefix="transformer.h")
             if config.get("model_type") == "gptj":
                 return cls(**_gptj(config), **width, prefix="transformer.h")
-        except KeyError:
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):  # a user's own file: loading it says what is wrong
             return None
         return None
 
@@ -216,7 +216,11 @@ def named(name: str, wanted: str) -> bool:
 
 
 def tensor_elements(path: Path) -> dict[str, int]:
-    """The number of elements of each tensor in a safetensors file, from its header."""
+    """The number of elements of each tensor in a safetensors file, from its header; raises OSError or ValueError."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+    try:
+        return {name: math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its header is none of safetensors'") from error

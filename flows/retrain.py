@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import flows.align  # noqa: F401  (it readies what Prefect reads when it is imported)
+import flows.before_prefect  # noqa: F401
 
 # isort: split
 from prefect import State

@@ -16,7 +16,7 @@ from artifacts.store import Store
 from flows.commands.comparison_text import full
 from flows.commands.summary import policies_of
 from flows.home import align_home
-from flows.links import LOCAL, open_in_browser
+from flows.links import LOCAL, mlflow_server, open_in_browser
 from flows.records import SHORTEST_KEY, find_record, find_stage
 from flows.tracking.compare_links import compare_links
 from pipelines.comparison.charts import chart
@@ -73,7 +73,7 @@ def compare(what: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
         raise UserError(f"{' '.join(what)}: no evaluate stage there has finished; its recipe may have none")
     comparisons = Comparisons.of(policies, Store(align_home()), alike=len(what) > 1)
     server = _mlflow() if wanted.link or wanted.open else None
-    links = compare_links(comparisons, server.shown, server.place_of) if server else {}
+    links = compare_links(comparisons, mlflow_server() or server.shown, server.place_of) if server else {}
     try:
         _save(comparisons, wanted, " ".join(map(_title, what)), links)
     except OSError as error:

@@ -58,9 +58,10 @@ def run_recipe(wanted: Wanted, *, jobs: int, offline: bool, as_json: bool, quiet
         from flows.align import align
 
         align(
-            str(wanted.recipe), dict(wanted.overrides), dict(wanted.execution), wanted.until, wanted.strict_env,
-            offline, {name: list(values) for name, values in wanted.sweep.items()}, wanted.max_branches, jobs,
-            list(wanted.refresh),
+            recipe=str(wanted.recipe), overrides=dict(wanted.overrides), execution=dict(wanted.execution),
+            sweep={name: list(values) for name, values in wanted.sweep.items()}, max_branches=wanted.max_branches,
+            until=wanted.until or "", strict_env=wanted.strict_env, refresh=list(wanted.refresh), jobs=jobs,
+            offline_tracking=offline,
         )  # fmt: skip
 
     ended = _called(flow, home, quiet=quiet)

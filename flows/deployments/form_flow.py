@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-import flows.align  # noqa: F401  (it readies what Prefect reads when it is imported)
+import flows.before_prefect  # noqa: F401
 
 # isort: split
 from prefect import Flow, flow
 
+from artifacts.errors import UserError
 from artifacts.fingerprint import digest
 from flows.deployments.form_fields import Shown
 from flows.home import align_home
@@ -37,8 +38,10 @@ def form_flow(
 
 def write_recipe(name: str, recipe: Mapping[str, Any], remark: str) -> Path:
     """Under `$ALIGN_HOME/recipes`, named by its content, so that it can be run again and changed by hand."""
-    folder = align_home() / "recipes"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{digest(recipe)[:12]}.yaml"
-    path.write_text(f"# {remark}\n{yaml.safe_dump(dict(recipe), sort_keys=False, width=120)}")
+    path = align_home() / "recipes" / f"{name}-{digest(recipe)[:12]}.yaml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {remark}\n{yaml.safe_dump(dict(recipe), sort_keys=False, width=120)}")
+    except OSError as error:
+        raise UserError(f"{path}: the form's recipe can't be written ({error.strerror}); see to that folder") from error
     return path

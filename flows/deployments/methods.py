@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import flows.align  # noqa: F401  (it readies what Prefect reads when it is imported)
+import flows.before_prefect  # noqa: F401
 
 # isort: split
 from prefect import Flow
@@ -26,6 +27,7 @@ from flows.home import align_home
 from flows.running.stages import run_stages
 from pipelines.forms import Form, methods, needed_data, recipe_of
 from tasks.registry import stage_class
+from tasks.sources import first_there
 
 SHIPPED = Path(__file__).resolve().parents[2] / "pipelines"
 """Where names of files in a form are looked for first: what the quickstart reads is there."""
@@ -54,8 +56,11 @@ def wanted_of(name: str, chosen: Mapping[str, Mapping[str, Any]], given: Mapping
 
 def _found(source: str) -> str:
     """A shipped file by its whole path; anything else as it is, whether or not it is there."""
-    path = (SHIPPED / source).resolve()
-    return str(path) if path.is_relative_to(SHIPPED) and path.exists() else source
+    with suppress(ValueError):  # a byte 0 in it
+        path = (SHIPPED / source).resolve()
+        if path.is_relative_to(SHIPPED) and first_there([path]):
+            return str(path)
+    return source
 
 
 def method_flow(uses: str) -> Flow[Any, Any]:

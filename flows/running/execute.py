@@ -60,7 +60,7 @@ def execute(
         if damage:
             watcher.line(planned.label, f"its stored output is damaged ({damage}) and is made again")
             store.set_aside(uses, key)
-        if tracker.fetched(planned):
+        if tracker.fetched(planned, waiting):
             return found(planned, store, tracker)
         draft = store.draft(uses, key)
         resumes = planned.stage.begun(draft / "work")

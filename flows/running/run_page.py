@@ -26,6 +26,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from flows.links import mlflow_page
@@ -45,12 +46,18 @@ def looked_at() -> bool:
     return bool(get_current_settings().api.url)
 
 
-def show_plan(plan: Plan, said: Mapping[str, Verdict], record: RunRecord) -> None:
+def flow_page() -> str | None:
+    """The page of this flow run; None where nobody looks (there Prefect's own answer begins with `None/`)."""
+    return flow_run.ui_url if looked_at() else None
+
+
+def show_plan(plan: Plan, said: Mapping[str, Verdict], record: RunRecord, tracker: Tracker) -> None:
     """A table: each stage, whether it is cached or why not, its key, and where MLflow has it."""
+    missing = "is fetched or runs" if tracker.fetches else "runs"
     runs = {stage["name"]: stage["mlflow_run_id"] for stage in record.stages}
     rows = [
         {
-            "stage": label, "does": plan[label].uses, "plan": "cached" if verdict.cached else "runs",
+            "stage": label, "does": plan[label].uses, "plan": "cached" if verdict.cached else missing,
             "why": verdict.reason or verdict.drift, "key": plan[label].key[:12],
             "MLflow": mlflow_page(runs[label]) or "",
         }

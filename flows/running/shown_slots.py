@@ -5,6 +5,7 @@ A lease that is not renewed lets go of its slot there within a minute, so that a
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from uuid import UUID
 
 from flows.running.slots import Slot, gpu_slots
 
+MACHINE = "ALIGN_MACHINE"
+"""The machine's name, where the host's is a container's or a pod's, which is another each time."""
 LEASE_S = 60.0
 """The shortest that Prefect knows."""
 RENEWED_S = 15.0
@@ -31,7 +34,7 @@ def install_limits() -> None:
 
 def shown_name(slot: Slot) -> str:
     """Its name on a server, which may have several machines' slots."""
-    return f"{socket.gethostname()}-{slot.name}"
+    return f"{os.environ.get(MACHINE) or socket.gethostname()}-{slot.name}"
 
 
 @contextmanager

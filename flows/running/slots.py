@@ -134,9 +134,24 @@ class Taken:
                 "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}  # fmt: skip
 
 
+def held_slots() -> Iterator[tuple[str, str]]:
+    """The slots of this machine that somebody holds, and who."""
+    for path in sorted(_folder().glob("*")):
+        fd = _open(path)
+        try:
+            if not locked(fd):
+                yield path.name, _holder_of(fd)
+        finally:
+            os.close(fd)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("ALIGN_SLOTS") or FOLDER)
+
+
 def slots_folder() -> Path:
     """Where the locks are; made for all users of the machine. Raises UserError if nothing can be there."""
-    folder = Path(os.environ.get("ALIGN_SLOTS") or FOLDER)
+    folder = _folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(PermissionError):  # it is somebody else's, who has done so

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prefect import State, task
@@ -21,20 +18,21 @@ from prefect.states import Failed
 from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from artifacts.store import Store
 from flows.addresses import without_secrets
-from flows.commands.planning import Wanted, plan_of
+from flows.commands.planning import Wanted
 from flows.commands.summary import conclude
 from flows.deployments.deployed import check_code
 from flows.home import align_home
-from flows.records import RunRecord, load_records, run_id_for
+from flows.records import RunRecord, run_id_for
+from flows.running.afresh import plan_to_run
 from flows.running.caching import StageKey
 from flows.running.ephemeral import guard_ephemeral_servers
 from flows.running.execute import StageResult, execute, found
 from flows.running.lost import end_all_lost, tell_prefect
-from flows.running.run_page import OnPage, show_plan, show_report
+from flows.running.run_page import OnPage, flow_page, show_plan, show_report
 from flows.running.schedule import Schedule
 from flows.running.steering import leave, pause_asked_for, pausing, suspended
 from flows.running.watch import Watcher, watcher
-from flows.tracking.tracked_run import Origin, TrackedRun
+from flows.tracking.tracked_run import Origin
 from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan, Planned
 from pipelines.reasons import Verdict, verdicts
@@ -48,13 +46,16 @@ def answer(run: Callable[[], Answer]) -> Answer:
 
     Whoever calls a flow from Python gets the error itself.
     """
+    watch = watcher()
+    watch.logger = _logger(watch)
     try:
+        check_code(_deployment_version(), partial(watch.line, "code"))
         return run()
     except AlignError as error:
         said = without_secrets(str(error))
         if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
             raise type(error)(said) from None  # Prefect keeps all that is said here, and what is behind it
-        _logger(watcher()).error("%s", said)
+        watch.logger.error("%s", said)
         logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
         return Failed(message=said)
 
@@ -73,15 +74,13 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
         raise UserError(f"jobs: wanted 1 or more, got {jobs}")
     guard_ephemeral_servers()
     watch = watcher()
-    watch.logger = _logger(watch)
-    check_code(_deployment_version(), partial(watch.line, "code"))
     store = Store(align_home())
-    plan = _planned(wanted, store)
+    plan = plan_to_run(wanted, store, flow_run.id, offline=offline_tracking)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
     said = verdicts(plan, store)
     _say(plan, said, wanted, watch)
     run_id = run_id_for(store.home, plan.recipe.name, flow_run.id)
-    origin = Origin(flow_run.id, flow_run.ui_url, wanted.changes)
+    origin = Origin(flow_run.id, flow_page(), wanted.changes)
     tracker = Tracker.begin(store, plan, run_id, origin, watch, offline=offline_tracking)
     for lost in end_all_lost(store.home):
         tell_prefect(store.home, lost)
@@ -97,10 +96,10 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     page = OnPage(watch)
     schedule = Schedule(plan, results, page)
     try:
-        show_plan(plan, said, recorded())
+        show_plan(plan, said, recorded(), tracker)
         with page.showing(), pausing(page):
             schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, page), jobs, recorded)
-        summary = conclude(recorded(), tracker, store, flow_run.ui_url)
+        summary = conclude(recorded(), tracker, store, origin.ui)
         record = recorded()
     except BaseException as error:
         _cut_short(RunRecord.of(plan, run_id, flow_run.id, tracker, results), tracker, store)
@@ -127,26 +126,6 @@ def _deployment_version() -> str | None:
     """Of the deployment whose flow run this is; None for a run of no deployment."""
     context = FlowRunContext.get()
     return context.flow_run.deployment_version if context and context.flow_run else None
-
-
-def _planned(wanted: Wanted, store: Store) -> Plan:
-    """What is to run. In a flow run that is tried again, stages that it made afresh are not made afresh once more."""
-    numbers = _made_afresh(wanted, store.home)
-    if numbers is None:
-        return plan_of(wanted, store)
-    plan = plan_of(replace(wanted, refresh=(), until=None), store)
-    return plan.numbered(numbers, store, strict_env=wanted.strict_env).until(wanted.until)
-
-
-def _made_afresh(wanted: Wanted, home: Path) -> dict[str, int] | None:
-    """The number of each stage that this flow run made afresh when it was begun, by label; None if it was not."""
-    if not wanted.refresh or flow_run.id is None:
-        return None
-    earlier = next((record for record in load_records(home) if record.flow_run_id == flow_run.id), None)
-    if earlier is None:
-        return None
-    payloads = json.loads((TrackedRun(home, earlier.run_id).files / "plan.json").read_text())
-    return {label: each["refresh"] for label, each in payloads.items() if "refresh" in each}
 
 
 def _say(plan: Plan, said: Mapping[str, Verdict], wanted: Wanted, watch: Watcher) -> None:

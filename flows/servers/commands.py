@@ -22,7 +22,9 @@ from flows.servers.state import (
     SERVING,
     Servers,
     bracketed,
+    folder_of,
     log_of,
+    profiles_file,
 )  # fmt: skip
 
 LOG_BYTES = 10 << 20
@@ -117,6 +119,9 @@ def environment(servers: Servers, role: str, home: Path) -> dict[str, str]:
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             # In memory, by default: slots that are taken when the server restarts would be taken for ever.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            # Where those files are: in a folder of all homes, one's server would drop what another's had lent.
+            "PREFECT_HOME": str(folder_of(home) / "prefect"),
+            "PREFECT_PROFILES_PATH": str(profiles_file()),
         }
     if role == MLFLOW:
         own["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes and a gigabyte that nothing here needs

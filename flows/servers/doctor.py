@@ -10,13 +10,13 @@ from pathlib import Path
 from artifacts.errors import AlignError
 from flows.addresses import without_secrets
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
-from flows.servers.home_checks import databases_found, home_found, locks_found, lost_runs_found
+from flows.servers.home_checks import databases_found, home_found, locks_found, lost_runs_found, slots_found
 from flows.servers.machine_checks import devices_found, disk_found, memory_found, versions_found
 from flows.servers.server_checks import named_found, ports_found, up_found
 
 CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     versions_found, home_found, disk_found, memory_found, devices_found, databases_found, up_found, named_found,
-    ports_found, locks_found, lost_runs_found,
+    ports_found, locks_found, slots_found, lost_runs_found,
 )  # fmt: skip
 
 

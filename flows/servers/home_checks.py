@@ -1,4 +1,4 @@
-"""`$ALIGN_HOME`: whether it can be written, its databases, who works on what, and runs whose process is gone."""
+"""`$ALIGN_HOME`: whether it can be written, its databases, who works on what, slots, runs whose process is gone."""
 
 from __future__ import annotations
 
@@ -57,6 +57,14 @@ def locks_found(home: Path) -> Iterator[Finding]:
             yield Finding("locks", WARNING, found, "if it hangs, end it: the next run goes on from its last checkpoint")
         else:
             yield Finding("locks", OK, f"{lock.name} is worked on by {who}")
+
+
+def slots_found(home: Path) -> Iterator[Finding]:
+    """GPUs and other slots of this machine that are taken, by runs of whichever home."""
+    from flows.running.slots import held_slots
+
+    for name, holder in held_slots():
+        yield Finding("slots", OK, f"{name} is held by {holder}")
 
 
 def holders(path: Path) -> list[str]:

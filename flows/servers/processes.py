@@ -76,12 +76,12 @@ def marked(mark: str) -> dict[int, str]:
     return found
 
 
-def children(mark: str, parent: Started) -> list[Started]:
-    """Of the processes with this mark, those that `parent` itself has started."""
+def children(parent: Started) -> list[Started]:
+    """The processes that `parent` itself has started."""
     if not parent.alive():
         return []
-    found = [pid for pid in marked(mark) if _stat(pid)[1:2] == [str(parent.pid)]]
-    return [Started.of(pid) for pid in found]
+    found = [int(folder.name) for folder in PROC.iterdir() if folder.name.isdecimal()]
+    return [Started.of(pid) for pid in found if _stat(pid)[1:2] == [str(parent.pid)]]
 
 
 def tell(pid: int, start: str, number: int) -> None:

@@ -133,13 +133,18 @@ def named_prefect() -> str | None:
     return prefect_setting("PREFECT_API_URL")
 
 
+def profiles_file() -> Path:
+    """Where Prefect's own settings are, by profile."""
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    return Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+
+
 def prefect_setting(name: str) -> str | None:
     """A setting of Prefect's as the environment, or else the active profile, has it."""
     if name in os.environ:
         return os.environ[name]
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     try:
-        with Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").open("rb") as file:
+        with profiles_file().open("rb") as file:
             found = tomllib.load(file)
         active = os.environ.get("PREFECT_PROFILE") or found.get("active", "")
         value = found.get("profiles", {}).get(active, {}).get(name)

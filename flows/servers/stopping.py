@@ -32,7 +32,7 @@ def down(home: Path) -> Ended:
         roles = [role for role in ROLES if servers.alive(role)]
         servers = servers.having(home, ready=False)  # no run begins to use what is going away
         if SERVING in servers.processes:
-            end_asked(children(servers.mark(SERVING), servers.processes[SERVING]), GRACE_S)
+            end_asked(children(servers.processes[SERVING]), GRACE_S)
         killed = 0
         for group in ([SERVING], [role for role in ROLES if role != SERVING]):
             first = [servers.processes[role] for role in group if role in servers.processes]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -56,6 +57,7 @@ def put_checkpoints(
         if newest.name not in sent:
             _send_checkpoint(client, run, draft, newest)
             add([newest.name])
+            _drop_others(client, run, newest.name)
         return
     place = root / CHECKPOINTS
     for name, checkpoint in complete.items():
@@ -69,18 +71,23 @@ def put_checkpoints(
 
 
 def _send_checkpoint(client: MlflowClient, run: str, draft: Path, checkpoint: Path) -> None:
-    """Its files, with what was logged until it; its manifest last, since that says that all is there. Then older go."""
+    """Its files, with what was logged until it; its manifest last, since that says that all is there."""
     place = f"{CHECKPOINTS}/{checkpoint.name}"
-    older = [each.path for each in client.list_artifacts(run, CHECKPOINTS) if each.is_dir and each.path != place]
     for name in HISTORY:
         if (draft / name).exists():
             client.log_artifact(run, str(draft / name), place)
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != "manifest.json"):
         client.log_artifact(run, str(path), f"{place}/{path.parent.relative_to(checkpoint)}".removesuffix("/."))
     client.log_artifact(run, str(checkpoint / "manifest.json"), place)
+
+
+def _drop_others(client: MlflowClient, run: str, kept: str) -> None:
+    """Let older checkpoints go. An account that may write but not delete, and a store that can't, leave them there."""
     store = get_artifact_repository(client.get_run(run).info.artifact_uri, client.tracking_uri)
-    for name in older:
-        store.delete_artifacts(name)
+    with suppress(Exception):  # stores raise what they like
+        for each in client.list_artifacts(run, CHECKPOINTS):
+            if each.is_dir and each.path != f"{CHECKPOINTS}/{kept}":
+                store.delete_artifacts(each.path)
 
 
 def _link(source: Path, target: Path) -> None:

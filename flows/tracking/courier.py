@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
+from artifacts.errors import UserError
 from flows.addresses import reason
 from flows.running.watch import Watcher
 from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.pulse import Pulse
 from flows.tracking.tracked_run import TrackedRun
 from flows.tracking.tracked_stage import TrackedStage
 
 INTERVAL_S = 2.0
-PATIENCE_S = 120.0
-"""How long the end of a run waits for a slow server; what is left then is `align sync`'s."""
+PATIENCE, PATIENCE_S = "ALIGN_SEND_PATIENCE", 120.0
+"""How many seconds the end of a run waits for a slow server; what is left then is `align sync`'s.
+
+The variable is for where that can't be: a container's disk goes with it, and what it holds would be made again.
+"""
+
+
+def patience(environment: Mapping[str, str] = os.environ) -> float:
+    """As the environment has it; raises UserError for what is no number of seconds."""
+    said = environment.get(PATIENCE) or str(PATIENCE_S)
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        raise UserError(f"{PATIENCE}: wanted a number of seconds, got {said!r}") from None
 
 
 class Courier(threading.Thread):
@@ -23,12 +38,13 @@ class Courier(threading.Thread):
 
     def __init__(self, server: MlflowServer, watcher: Watcher) -> None:
         super().__init__(name="courier", daemon=True)
-        self.server, self.watcher = server, watcher
+        self.server, self.watcher, self.patience_s = server, watcher, patience()
         self._stages: dict[TrackedStage, str] = {}
         self._errands: list[Callable[[], object]] = []
         self._awake, self._stopping, self._rounds = threading.Event(), threading.Event(), 0
         self.lost = False
         """Whether the last attempt failed."""
+        self._pulse = Pulse(server, self._at_work)
 
     def carry(self, stage: TrackedStage, status: str) -> None:
         """Send what this stage has, from now on; its run has this status."""
@@ -39,10 +55,17 @@ class Courier(threading.Thread):
         self._errands.append(errand)
 
     def run(self) -> None:
+        if not self.server.is_own:  # else nobody elsewhere makes the same
+            self._pulse.start()
         while not self._stopping.is_set():
             self.deliver()
             self._awake.wait(INTERVAL_S)
             self._awake.clear()
+
+    def _at_work(self) -> list[str]:
+        """The runs of the stages that are being made."""
+        stages = [stage for stage, status in list(self._stages.items()) if status == "RUNNING"]
+        return [run for stage in stages if (run := stage.sent(self.server.name).run_id) is not None]
 
     def hurry(self, patience_s: float) -> None:
         """Send now; wait for it, but no longer than this."""
@@ -59,9 +82,10 @@ class Courier(threading.Thread):
         self._rounds += 1
         return all(sent)
 
-    def finish(self, last: Callable[[], None], patience_s: float = PATIENCE_S) -> bool:
+    def finish(self, last: Callable[[], None], patience_s: float | None = None) -> bool:
         """Send all that is left and, after it, `last`; says whether that could be done in time."""
         self._stopping.set()
+        self._pulse.over.set()
         self._awake.set()
         done: list[bool] = []
 
@@ -71,7 +95,7 @@ class Courier(threading.Thread):
 
         ending = threading.Thread(target=rest, daemon=True)
         ending.start()
-        ending.join(patience_s)
+        ending.join(self.patience_s if patience_s is None else patience_s)
         if done != [True]:
             self.watcher.line("mlflow", "does not have all of this run yet; `align sync` sends what it lacks")
         return done == [True]

@@ -1,7 +1,7 @@
 """What another machine has made of a key: found through MLflow, fetched from its artifact store, verified, taken over.
 
-A finished stage comes with its output, manifest and history; an unfinished one with its newest checkpoint, what was
-logged until then, and its run, in which it goes on.
+A finished stage comes with its output, manifest and history; one that somebody there is making is waited for; any other
+with its newest checkpoint, what was logged until then, and its run, in which it goes on.
 """
 
 from __future__ import annotations
@@ -9,43 +9,60 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from mlflow.entities import Run
+
+from artifacts.errors import AlignError
 from artifacts.store import Store
 from flows.addresses import reason
 from flows.home import aside
 from flows.tracking.artifact_files import CHECKPOINTS, HISTORY, STAGE_FILES
 from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
+from flows.tracking.pulse import beats
 from flows.tracking.tracked_stage import TrackedStage
 from tasks.training.checkpoints import damage
 
 Say = Callable[[str], None]
 
 
-def fetch(server: MlflowServer, store: Store, uses: str, key: str, say: Say) -> bool:
+def fetch(server: MlflowServer, store: Store, uses: str, key: str, say: Say, waiting: Say) -> bool:
     """Bring what there is of this key, whose lock the caller holds; says whether the finished result is here now.
 
-    Never raises for what a server does: at worst nothing is fetched, and the stage is made here.
+    Never raises for what a server does: at worst nothing is fetched, and the stage is made here. `waiting` is told for
+    whom it waits, again and again, and may raise AlignError to give up.
     """
     if server.is_own:
         return False
     stage = TrackedStage(store, uses, key)
     try:
         runs = _runs(server, key)
-        finished = [run for run, status in runs if status == "FINISHED"]
+        while not any(_finished(run) for run in runs) and any(beats(server, run, waiting) for run in runs):
+            runs = _runs(server, key)
+        finished = [run.info.run_id for run in runs if _finished(run)]
         if finished and _fetch_result(server, stage, finished[0], say):
             return True
-        unfinished = [run for run, status in runs if status != "FINISHED" and run != stage.sent(server.name).run_id]
-        if unfinished and not any(stage.draft.glob("work/checkpoint-*/manifest.json")):
-            _fetch_checkpoint(server, stage, unfinished[0], say)
+        others = [run.info.run_id for run in runs if run.info.run_id not in (*finished, stage.sent(server.name).run_id)]
+        if others and not any(stage.draft.glob("work/checkpoint-*/manifest.json")):
+            _fetch_checkpoint(server, stage, others[0], say)
+    except AlignError:
+        raise
     except Exception as error:  # stores raise what they like: botocore's own, or that a library is not there
         say(f"nothing could be fetched from {server.shown}: {reason(error)}")
     return False
 
 
-def _runs(server: MlflowServer, key: str) -> list[tuple[str, str]]:
-    """Every run of this key and its status, the newest first."""
+def _runs(server: MlflowServer, key: str) -> list[Run]:
+    """Every run of this key, the newest first."""
     experiments = [experiment.experiment_id for experiment in server.client.search_experiments()]
-    found = server.client.search_runs(experiments, f"tags.`{KEY_TAG}` = '{key}'")
-    return [(run.info.run_id, run.info.status) for run in found]
+    return list(server.client.search_runs(experiments, f"tags.`{KEY_TAG}` = '{key}'"))
+
+
+def is_made(server: MlflowServer, key: str) -> bool:
+    """Whether a server knows a finished stage of this key; raises MlflowException."""
+    return any(_finished(run) for run in _runs(server, key))
+
+
+def _finished(run: Run) -> bool:
+    return bool(run.info.status == "FINISHED")
 
 
 def _fetch_result(server: MlflowServer, stage: TrackedStage, run: str, say: Say) -> bool:

@@ -6,7 +6,7 @@ it to the server: training neither waits for MLflow nor fails with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from artifacts.errors import InterruptedStage
 from artifacts.store import Store
+from flows.links import mlflow_server
 from flows.records import RunRecord
 from flows.running.execute import Waiting
 from flows.running.watch import Watcher
@@ -59,12 +60,20 @@ class Tracker:
             tracker.courier.start()
         return tracker
 
-    def fetched(self, planned: Planned) -> bool:
-        """Whether another machine had made this stage, and its result is here now; its checkpoint may be, if not."""
+    @property
+    def fetches(self) -> bool:
+        """Whether other machines may have made stages, which are fetched then."""
+        return self.server is not None and not self.server.is_own
+
+    def fetched(self, planned: Planned, waiting: Callable[[str], None]) -> bool:
+        """Whether another machine had made this stage, and its result is here now; its checkpoint may be, if not.
+
+        `waiting` is told for whom it waits, where one there is making it just now.
+        """
         if self.server is None or self.courier is None or self.courier.lost:
             return False
         say = partial(self.watcher.line, planned.label)
-        return fetch(self.server, self.store, planned.uses, planned.key, say)
+        return fetch(self.server, self.store, planned.uses, planned.key, say, waiting)
 
     @contextmanager
     def following(self, planned: Planned) -> Iterator[None]:
@@ -125,7 +134,7 @@ class Tracker:
                 return None
             return Place(run, server.experiment(recipe))
 
-        return compare_links(comparisons, server.shown, place)
+        return compare_links(comparisons, mlflow_server() or server.shown, place)
 
     def also(self, record: RunRecord) -> None:
         """Send what MLflow lacks of another run too."""

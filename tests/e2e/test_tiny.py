@@ -242,6 +242,7 @@ def test_runs_show_and_compare_answer_from_what_is_there(first, shop, tmp_path):
 
 def test_what_the_stages_said_and_what_they_took_is_kept(first, shop):
     run = first.json["run_id"]
+    assert json.loads((shop.home / "runs" / run / "facts.json").read_text())["ui"] is None, "no server has its page"
     assert first.json["status"] == "finished" and first.json["tokens"] > 0
     assert first.stage("dpo")["inputs"] == {"policy": "sft", "data": "pairs"}
     said = shop.align("logs", run).out

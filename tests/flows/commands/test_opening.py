@@ -56,6 +56,14 @@ def test_a_run_or_stage_is_opened_where_mlflow_shows_it(desk: Desk, what: str, r
     assert desk.opened == link
 
 
+def test_the_link_is_the_one_that_browsers_can_follow(desk: Desk) -> None:
+    """Runs in a cluster call MLflow by a name that is known there alone."""
+    named = {"MLFLOW_TRACKING_URI": "http://mlflow:5000", "ALIGN_MLFLOW_PAGES": "https://mlflow.example.org/"}
+    link = "https://mlflow.example.org/#/runs/id-of-tiny-1"
+    assert desk.align("open", "last", **named) == (0, f"{link}\n", "")
+    assert desk.opened == link
+
+
 def test_without_a_server_it_says_how_to_start_one(desk: Desk) -> None:
     status, out, err = desk.align("open", "last")
     assert (status, out) == (1, "http://127.0.0.1:5000/#/runs/id-of-tiny-1\n")

@@ -12,6 +12,7 @@ import pytest
 
 from artifacts.errors import UserError
 from flows.deployments import deployed
+from flows.running import stages
 
 OTHER = "alignflow 0.0.1+000000000000"
 
@@ -61,3 +62,10 @@ def test_a_changed_line_is_another_version_and_a_copy_is_not(tmp_path: Path):
     with (tmp_path / "tasks" / "dpo.py").open("a") as file:
         file.write("# a word\n")
     assert version() != deployed.code_version()
+
+
+def test_a_flow_of_other_code_answers_nothing(monkeypatch):
+    """Not even that nothing has changed, which a retraining may say before it runs a stage."""
+    monkeypatch.setattr(stages, "_deployment_version", lambda: OTHER)
+    with pytest.raises(UserError, match="this worker has"):
+        stages.answer(lambda: pytest.fail("it was asked"))

@@ -11,16 +11,20 @@ import yaml
 
 from artifacts.errors import UserError
 from artifacts.store import Store
+from flows.align import align
 from flows.commands.planning import plan_of
 from flows.deployments.form_fields import MOST_TRAININGS, Shown
 from flows.deployments.methods import FLOWS, align_compare, compared, wanted_of
 from flows.deployments.serving import deployments
 from flows.records import RunRecord
+from flows.retrain import align_retrain
+from flows.tracking.mlflow_server import MlflowServer
 from pipelines.forms import methods
 from tasks.registry import stage_class
 from tests.conftest import ROOT
+from tests.flows.shared_server import shared_server
 
-FORMS = {**FLOWS, "compare": align_compare}
+FORMS = {**FLOWS, "compare": align_compare, "any recipe": align, "retrain": align_retrain}
 
 
 def fields_of(name: str) -> dict[str, dict[str, Any]]:
@@ -95,6 +99,45 @@ def test_an_earlier_run_gives_its_stages_with_files_where_that_found_them(home: 
     assert plan_of(by_flow_run, Store(home))["dpo"].key == plan["dpo"].key
     with pytest.raises(UserError, match="no run is named 'mine-2'"):
         wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run="mine-2"))
+
+
+def test_an_earlier_run_of_another_machine_is_found_in_mlflow(home: Path, tmp_path: Path, monkeypatch) -> None:
+    """A pod's home is empty each time."""
+    theirs = shared_server(tmp_path)
+    monkeypatch.setattr(MlflowServer, "reach", lambda home: theirs)
+    stages = {
+        "base": {"uses": "base", "source": "builtin:tiny-llama"},
+        "rows": {"uses": "data", "base": "base", "form": "demonstrations",
+                 "source": "quickstart_data/instructions.jsonl"},
+        "sft": {"uses": "sft", "base": "base", "data": "rows"},
+    }  # fmt: skip
+    (tmp_path / "recipe.json").write_text(json.dumps({"stages": stages}))
+    tags = {"align.run_id": "mine-1", "align.kind": "pipeline", "prefect.flow_run_id": "59d25630"}
+    theirs.client.log_artifact(theirs.make("recipe", "mine-1", tags), str(tmp_path / "recipe.json"))
+    keys = set()
+    for named in ("mine-1", "59d25630"):
+        plan = plan_of(wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run=named)), Store(home))
+        assert plan["dpo"].needs[0] == "sft" and plan["sft"].needs == ("base", "rows")
+        keys.add(plan["dpo"].key)
+    assert len(keys) == 1
+    for unknown in ("mine-2", "mine-1' or '1'='1"):
+        with pytest.raises(UserError, match="no run is named"):
+            wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run=unknown))
+
+
+@pytest.mark.parametrize("rows", ['{"prompt": "one", "chosen": "a", "rejected": "b"}\n' * 200, "rows\0.jsonl"])
+def test_what_no_file_can_be_called_is_refused_in_words(home: Path, rows: str) -> None:
+    """Such as the rows themselves, pasted where their file's name belongs."""
+    wanted = wanted_of("align-dpo", {"dpo": {}}, filled("dpo", pairs=rows))
+    with pytest.raises(UserError, match=r"pairs\.source: nothing is at|pairs.*source"):
+        plan_of(wanted, Store(home))
+
+
+def test_a_form_whose_recipe_can_not_be_kept_is_refused_in_words(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "recipes").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="the form's recipe can't be written"):
+        wanted_of("align-dpo", {"dpo": {}}, filled("dpo"))
 
 
 def test_what_may_be_absent_is_0_in_a_form(home: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -15,15 +16,16 @@ from artifacts.errors import InterruptedStage
 from artifacts.store import Store
 from flows.commands.planning import Wanted, plan_of
 from flows.records import RunRecord, run_id_for
+from flows.running.afresh import plan_to_run
 from flows.running.execute import Waiting
 from flows.running.lost import TOLD, _end, end_lost
-from flows.running.stages import _planned
 from flows.running.watch import Watcher
-from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
 from flows.tracking.tracked_run import HELD, Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan
 from tests.conftest import ROOT, chain
+from tests.flows.shared_server import shared_server
 
 FLOW_RUN = "6fd2bcb5-5a1f-4c3a-a1b2-0f6d5f3c8f11"
 HOLD = """
@@ -99,20 +101,33 @@ def test_a_run_whose_process_is_gone_ended_when_it_last_said_something(store: St
 
 
 @pytest.mark.parametrize("until", [None, "dpo@beta=0.2"])
-def test_a_sweep_that_was_made_afresh_is_planned_again_as_it_was(
-    store: Store, write_recipe, monkeypatch: pytest.MonkeyPatch, until: str | None
-) -> None:
-    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", FLOW_RUN)
+def test_a_sweep_that_was_made_afresh_is_planned_again_as_it_was(store: Store, write_recipe, until: str | None) -> None:
     sweep = {"dpo.beta": [0.1, 0.2]}
     wanted = Wanted(write_recipe(chain()), sweep=sweep, until=until, refresh=("dpo",))
-    made = _planned(wanted, store)
+    made = plan_to_run(wanted, store, FLOW_RUN, offline=False)
     TrackedRun(store.home, "recipe-1").begin(made, Origin(FLOW_RUN), lambda: None)
     RunRecord(str(wanted.recipe), "recipe-1", FLOW_RUN, None, []).save(store.home)
     for each in made.stages:
         store.folder(each.uses, each.key).mkdir(parents=True)
-    again = _planned(wanted, store)
+    again = plan_to_run(wanted, store, FLOW_RUN, offline=False)
     assert [each.key for each in again.stages] == [each.key for each in made.stages]
     assert again["dpo@beta=0.2"].payload["refresh"] == 1
+
+
+def test_what_another_machine_made_afresh_is_not_taken_for_what_is_to_be_made(
+    store: Store, write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = shared_server(tmp_path)
+    monkeypatch.setattr(MlflowServer, "reach", lambda home: theirs)
+    wanted = Wanted(write_recipe(chain()), refresh=("sft",))
+    first = plan_to_run(wanted, store, None, offline=False)
+    run = theirs.make("recipe", "sft", {KEY_TAG: first["sft"].key})
+    assert plan_to_run(wanted, store, None, offline=False)["sft"].key == first["sft"].key  # it is not finished there
+    theirs.client.set_terminated(run, "FINISHED")
+    second = plan_to_run(wanted, store, None, offline=False)
+    assert (first["sft"].payload["refresh"], second["sft"].payload["refresh"]) == (1, 2)
+    assert second["dpo"].payload["inputs"]["policy"] == second["sft"].key and "refresh" not in second["dpo"].payload
+    assert plan_to_run(wanted, store, None, offline=True)["sft"].key == first["sft"].key
 
 
 def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, plan: Plan) -> None:

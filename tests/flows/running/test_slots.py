@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from artifacts.errors import InterruptedStage
 from artifacts.machine import gpu_name, gpus
+from flows.running.shown_slots import shown_name
 from flows.running.slots import Holder, Needed, Slot, gpu_slots, taken
 from tasks.context import Execution
 from tasks.job import Job
@@ -187,3 +189,10 @@ def test_a_stage_takes_a_gpu_if_it_computes_on_one(needed: Callable[..., Needed]
 
 def test_several_processes_are_for_training_stages(needed: Callable[..., Needed]) -> None:
     assert needed("quantize", Execution(launch=Launch(processes=2))).count == 1
+
+
+def test_a_server_shows_a_slot_under_the_machines_name_where_the_hosts_is_a_containers(monkeypatch) -> None:
+    slot = Slot("gpu-0", "the first GPU")
+    assert shown_name(slot) == f"{socket.gethostname()}-gpu-0"
+    monkeypatch.setenv("ALIGN_MACHINE", "rack-7")
+    assert shown_name(slot) == "rack-7-gpu-0"

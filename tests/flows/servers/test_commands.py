@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flows.servers.choosing import Asked, new_servers
 from flows.servers.commands import environment, mlflow_command, ui_api
-from flows.servers.state import Servers
+from flows.servers.state import Servers, profiles_file
 from flows.servers.verbs import unguarded
 
 
@@ -41,6 +41,9 @@ def test_prefects_pages_call_the_port_that_was_chosen_by_a_name_that_browsers_kn
     prefect = environment(servers("127.0.0.1"), "prefect", home)
     assert prefect["PREFECT_SERVER_UI_API_URL"] == prefect["PREFECT_API_URL"] == "http://127.0.0.1:4207/api"
     assert prefect["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    # Its leases are files there: what two servers lend must not lie in one folder. Its settings stay the user's.
+    assert prefect["PREFECT_HOME"] == str(home / "up" / "prefect")
+    assert prefect["PREFECT_PROFILES_PATH"] == str(profiles_file())
     serving = environment(servers("127.0.0.1"), "serving", home)
     assert serving["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5007" and serving["ALIGN_HOME"] == str(home)
     assert "MLFLOW_TRACKING_URI" not in environment(servers("127.0.0.1"), "mlflow", home)

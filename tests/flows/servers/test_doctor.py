@@ -16,6 +16,7 @@ import pytest
 
 from artifacts.store import Store
 from flows.cli import main
+from flows.running.slots import Holder, Needed, Slot, taken
 from flows.servers import doctor, home_checks, machine_checks, server_checks
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 from flows.servers.processes import Started
@@ -33,6 +34,7 @@ def no_servers_named(monkeypatch, tmp_path):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("ALIGN_SLOTS", str(tmp_path / "slots"))
 
 
 def test_all_is_well_with_an_empty_home(home, capsys):
@@ -184,6 +186,15 @@ def test_who_works_on_a_stage_and_whether_anything_comes_of_it(home):
     finally:
         process.communicate("")
     assert list(home_checks.locks_found(home)) == []
+
+
+def test_who_has_a_slot_of_the_machine(home, tmp_path):
+    assert list(home_checks.slots_found(home)) == [] and not (tmp_path / "slots").exists()
+    slot = Slot("gpu-0000-01-00.0", "the first GPU")
+    with taken(Needed(named=(slot,)), Holder("tiny-1", "dpo", 4711), print):
+        (finding,) = home_checks.slots_found(home)
+    assert finding.found == "gpu-0000-01-00.0 is held by run tiny-1, stage dpo, process 4711"
+    assert list(home_checks.slots_found(home)) == []
 
 
 def test_a_run_whose_process_is_gone(home: Path):

@@ -73,7 +73,7 @@ def test_all_that_a_process_started_is_ended_with_it_and_nothing_else(start):
     ours, others = start(PARENT, "one/prefect"), start(None, "other/prefect")
     assert len(marked("one/prefect")) == len(marked("one/")) == 2  # its child is in a session of its own
     assert marked("one/mlflow") == marked("one/pre") == {}
-    assert [child.pid for child in children("one/prefect", Started.of(ours.pid))] == [
+    assert [child.pid for child in children(Started.of(ours.pid))] == [
         pid for pid in marked("one/prefect") if pid != ours.pid
     ]
     assert end_marked(["one/prefect"], [Started.of(ours.pid)], 5) == 0

@@ -8,18 +8,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
-from artifacts.errors import StageError
+from artifacts.errors import StageError, UserError
 from artifacts.store import Store
 from flows.commands.planning import Wanted, plan_of
 from flows.records import RunRecord
 from flows.running.watch import Watcher
-from flows.tracking import sync
+from flows.tracking import artifact_files, sync
+from flows.tracking.artifact_files import put_checkpoints
+from flows.tracking.courier import patience
 from flows.tracking.elsewhere import fetch
-from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
+from flows.tracking.mlflow_server import KEY_TAG
 from flows.tracking.tracked_run import Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from tests.conftest import chain
+from tests.flows.shared_server import shared_server
 
 
 class EndpointConnectionError(Exception):
@@ -37,21 +41,20 @@ def test_what_can_not_be_fetched_is_made_here(store: Store, error: Exception) ->
     client = SimpleNamespace(search_experiments=list, search_runs=lambda *_: [run], list_artifacts=fails)
     server: Any = SimpleNamespace(is_own=False, name="theirs", shown="http://theirs", client=client)
     said: list[str] = []
-    assert not fetch(server, store, "sft", "k" * 64, said.append)
+    assert not fetch(server, store, "sft", "k" * 64, said.append, print)
     assert said == [f"nothing could be fetched from http://theirs: {error}"]
 
 
 def test_a_checkpoint_that_was_not_sent_whole_is_passed_over_by_name(store: Store, tmp_path: Path) -> None:
     """Its manifest is sent last. Here a real database; that it is another machine's is all that is made up."""
-    theirs = MlflowServer(tmp_path / "theirs")
-    theirs.is_own, theirs.name = False, "theirs"
+    theirs = shared_server(tmp_path)
     run = theirs.make("recipe", "sft", {KEY_TAG: "k" * 64})
     for step, files in ((4, ["optimizer.pt", "manifest.json"]), (8, ["optimizer.pt"])):
         for name in files:
             (tmp_path / name).write_text("{}" if name == "manifest.json" else "state")
             theirs.client.log_artifact(run, str(tmp_path / name), f"checkpoints/checkpoint-{step}")
     said: list[str] = []
-    assert not fetch(theirs, store, "sft", "k" * 64, said.append)
+    assert not fetch(theirs, store, "sft", "k" * 64, said.append, print)
     assert said == [
         f"warning: checkpoint-8 on {theirs.shown} is passed over: it was not sent whole",
         f"goes on from checkpoint-4, fetched from {theirs.shown}",
@@ -83,3 +86,37 @@ def test_a_run_begins_though_its_first_files_can_not_be_sent(store: Store, write
     tracker = Tracker.begin(store, plan, "recipe-1", Origin(), Watcher(), offline=False)
     assert tracker.run.live()
     tracker.end("KILLED", [])  # which waits no longer than it must
+
+
+def test_who_may_write_but_not_delete_sends_each_checkpoint_once(tmp_path: Path, monkeypatch) -> None:
+    """With MLflow's own accounts only an experiment's maker may delete from it."""
+    run, draft = "r" * 32, tmp_path / "draft"
+    logged: list[str] = []
+    client: Any = SimpleNamespace(
+        tracking_uri="http://theirs", log_artifact=lambda run, path, place: logged.append(f"{place}/{Path(path).name}"),
+        get_run=lambda run: SimpleNamespace(info=SimpleNamespace(artifact_uri="mlflow-artifacts:/1/r/artifacts")),
+        list_artifacts=lambda *_: [SimpleNamespace(path=f"checkpoints/checkpoint-{n}", is_dir=True) for n in (4, 8)],
+    )  # fmt: skip
+
+    def refused(path: str) -> None:
+        raise MlflowException("Permission denied")
+
+    store = SimpleNamespace(delete_artifacts=refused)
+    monkeypatch.setattr(artifact_files, "get_artifact_repository", lambda *_: store)
+    for name in ("state", "manifest.json"):
+        (draft / "work" / "checkpoint-8").mkdir(parents=True, exist_ok=True)
+        (draft / "work" / "checkpoint-8" / name).write_text("{}")
+    sent: set[str] = set()
+    for _ in range(2):
+        put_checkpoints(client, run, draft, sent, sent.update)
+    assert logged == ["checkpoints/checkpoint-8/state", "checkpoints/checkpoint-8/manifest.json"]
+    dropped: list[str] = []
+    store.delete_artifacts = dropped.append
+    put_checkpoints(client, run, draft, set(), sent.update)
+    assert dropped == ["checkpoints/checkpoint-4"]
+
+
+def test_how_long_the_end_of_a_run_waits_is_as_the_environment_says() -> None:
+    assert patience({}) == 120 and patience({"ALIGN_SEND_PATIENCE": "3600"}) == 3600
+    with pytest.raises(UserError, match="ALIGN_SEND_PATIENCE: wanted a number of seconds, got 'long'"):
+        patience({"ALIGN_SEND_PATIENCE": "long"})

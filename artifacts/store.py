@@ -19,7 +19,7 @@ from typing import Any
 
 from artifacts.errors import HomeError, StageError
 from artifacts.fingerprint import FileDigests, file_digest
-from artifacts.locking import locked, wait_until
+from artifacts.locking import held, locked, wait_until
 from artifacts.machine import machine_name
 from artifacts.manifest import FileRecord, Manifest, digest_of, library_versions
 from artifacts.syncing import sync_file, sync_folder, write_synced
@@ -81,7 +81,7 @@ class Store:
 
         While another process holds it, `waiting` is told who, again and again, and may raise to give up.
         """
-        path = self.home / "locks" / f"{uses}-{key[:KEY_IN_NAME]}"
+        path = self._lock(uses, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -91,6 +91,17 @@ class Store:
             yield fd
         finally:
             os.close(fd)
+
+    def at_work(self, uses: str, key: str) -> str | None:
+        """Who holds the key now."""
+        path = self._lock(uses, key)
+        if not path.exists():
+            return None
+        with held(path) as free:
+            return None if free else path.read_text() or "another process"
+
+    def _lock(self, uses: str, key: str) -> Path:
+        return self.home / "locks" / f"{uses}-{key[:KEY_IN_NAME]}"
 
     def commit(
         self, *, uses: str, key: str, kind: str, payload: dict[str, Any], fields: dict[str, Any],

@@ -39,6 +39,8 @@ def _verdict(planned: Planned, store: Store, earlier: list[Manifest], labels: Ma
         return Verdict(True, "", drift(planned, Manifest.read(store.folder(planned.uses, planned.key))))
     if damage:
         return Verdict(False, f"damaged: {damage}; will be made again")
+    if (maker := store.at_work(planned.uses, planned.key)) is not None:
+        return Verdict(False, f"{maker} makes it now")
     if (store.draft(planned.uses, planned.key) / "work").exists():
         return Verdict(False, "interrupted earlier; goes on from its last checkpoint")
     candidates = [manifest for manifest in earlier if manifest.uses == planned.uses]

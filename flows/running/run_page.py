@@ -118,11 +118,11 @@ class OnPage(Watcher):
     def stage(self, label: str, status: str, detail: str = "") -> None:
         self.inner.stage(label, status, detail)
 
-    def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
-        self.inner.progress(label, done, total, unit, figures)
+    def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> bool:
         stage = self._stages.setdefault(label, _Stage(copy_context()))
         stage.percent = 100 * done / max(total, 1)
         stage.text = so_far(done, total, unit, figures)
+        return self.inner.progress(label, done, total, unit, figures)
 
     @contextmanager
     def showing(self) -> Iterator[None]:

@@ -37,11 +37,13 @@ class Watcher:
         """A line of a stage's output."""
         self._hear(label, text)
 
-    def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
-        """How far a stage is."""
+    def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> bool:
+        """How far a stage is; says whether that was worth a line, as it is now and then."""
         text = so_far(done, total, unit, figures)
-        if self.log.progress(label, done, total, text):
+        worth = self.log.progress(label, done, total, text)
+        if worth:
             self.logger.info("%s: %s", label, text)
+        return worth
 
     def stage(self, label: str, status: str, detail: str = "") -> None:
         """A stage began or ended."""
@@ -71,13 +73,16 @@ class TerminalWatcher(Watcher):
         shown = coloured_status(status, sys.stderr)
         self._print(f"{label}: {shown} ({detail})" if detail else f"{label}: {shown}")
 
-    def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> None:
-        super().progress(label, done, total, unit, figures)
+    def progress(self, label: str, done: int, total: int, unit: str, figures: Mapping[str, float]) -> bool:
+        worth, text = super().progress(label, done, total, unit, figures), so_far(done, total, unit, figures)
         if self.bars is None:
-            return
+            if worth:
+                self._print(f"  {label}: {text}")
+            return worth
         if label not in self.tasks:
             self.tasks[label] = self.bars.add_task(label, total=total, shown="")
-        self.bars.update(self.tasks[label], completed=done, total=total, shown=so_far(done, total, unit, figures))
+        self.bars.update(self.tasks[label], completed=done, total=total, shown=text)
+        return worth
 
     def _print(self, text: str) -> None:
         if self.bars is not None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,9 @@ def test_an_interrupted_stage_says_that_it_goes_on(recipe: Path, store: Store) -
     planned = plan(recipe, store)["dpo"]
     (store.draft("dpo", planned.key) / "work").mkdir(parents=True)
     assert verdict(recipe, store, "dpo").reason == "interrupted earlier; goes on from its last checkpoint"
+    with store.lock("dpo", planned.key):
+        assert verdict(recipe, store, "dpo").reason == f"process {os.getpid()} makes it now"
+    assert verdict(recipe, store, "dpo").reason.startswith("interrupted earlier")
 
 
 def test_a_damaged_result_is_said_to_be_made_again(recipe: Path, store: Store) -> None:

@@ -27,3 +27,12 @@ def test_a_line_is_written_whole_since_stages_that_run_together_share_the_stream
     watcher.stage("dpo@beta=0.2", "starts")
     watcher.line("dpo@beta=0.4", "trains")
     assert told.pieces == ["dpo@beta=0.2: starts\n", "  dpo@beta=0.4: trains\n"]
+
+
+def test_how_far_a_stage_is_is_said_now_and_then(monkeypatch):
+    told = Pieces()
+    monkeypatch.setattr(sys, "stderr", told)
+    watcher = TerminalWatcher()
+    for done in range(1, 51):
+        watcher.progress("sft", done, 50, "steps", {"loss": 0.5})
+    assert told.pieces == ["  sft: 1/50 steps  loss 0.5\n", "  sft: 50/50 steps  loss 0.5\n"]

@@ -69,7 +69,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 constraints: $(READY)  ## write down the versions installed now as the tested ones
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; /^nvidia-/d; /^triton/d; /^cuda-/d' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; /^nvidia-ml-py/!{/^nvidia-/d}; /^triton/d; /^cuda-/d' > constraints.txt
 
 clean:  ## remove the virtual environments; outputs in .align/ stay
 	rm -rf $(VENV) $(TRL) $(DEEPSPEED) *.egg-info

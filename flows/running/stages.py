@@ -46,8 +46,7 @@ def answer(run: Callable[[], Answer]) -> Answer:
 
     Whoever calls a flow from Python gets the error itself.
     """
-    watch = watcher()
-    watch.logger = _logger(watch)
+    watch = _told()
     try:
         check_code(_deployment_version(), partial(watch.line, "code"))
         return run()
@@ -73,7 +72,7 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     if jobs < 1:
         raise UserError(f"jobs: wanted 1 or more, got {jobs}")
     guard_ephemeral_servers()
-    watch = watcher()
+    watch = _told()
     store = Store(align_home())
     plan = plan_to_run(wanted, store, flow_run.id, offline=offline_tracking)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
@@ -167,11 +166,12 @@ def _run_stage(planned: Planned, plan: Plan, store: Store, tracker: Tracker, wat
     return made[0] if made else found(planned, store, tracker)
 
 
-def _logger(watch: Watcher) -> Any:
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return watch.logger
+def _told() -> Watcher:
+    """The watcher of this run, which tells Prefect's log what it hears."""
+    watch = watcher()
+    with suppress(MissingContextError):
+        watch.logger = get_run_logger()
+    return watch
 
 
 def _raise(errors: list[AlignError]) -> None:

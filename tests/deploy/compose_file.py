@@ -11,7 +11,7 @@ import yaml
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
-_NAME = re.compile(r"\$\{(\w+)(?::([-?]))?")
+_NAME = re.compile(r"\$\{(\w+)(?::([-?+]))?")
 
 
 class MissingVariableError(ValueError):
@@ -19,7 +19,7 @@ class MissingVariableError(ValueError):
 
 
 def filled_in(value: Any, environment: Mapping[str, str]) -> Any:
-    """`value` with `${NAME}`, `${NAME:-default}` and `${NAME:?message}` replaced, one within another too."""
+    """`value` with `${NAME}`, `${NAME:-default}`, `${NAME:+instead}`, `${NAME:?message}` replaced, nested or not."""
     if isinstance(value, dict):
         return {key: filled_in(item, environment) for key, item in value.items()}
     if isinstance(value, list):
@@ -31,6 +31,8 @@ def filled_in(value: Any, environment: Mapping[str, str]) -> Any:
         name, kind, rest = match[1], match[2], value[match.end() : end]
         if not (found := environment.get(name, "")) and kind == "?":
             raise MissingVariableError(f"{name}: {rest}")
+        if kind == "+":
+            found = rest if found else ""
         found = found or (rest if kind == "-" else "")
         value = value[: match.start()] + found + value[end + 1 :]
     return value
@@ -53,6 +55,12 @@ def raw() -> dict[str, Any]:
 def compose(environment: Mapping[str, str]) -> dict[str, Any]:
     """With the environment in place; raises MissingVariableError."""
     return filled_in(raw(), environment)
+
+
+def commands(script: str) -> list[list[str]]:
+    """What a shell's script runs, a line each as its words."""
+    lines = re.sub(r"\\\n|(?<=\|\|)\n", " ", script).splitlines()
+    return [line.split() for line in lines if not line.lstrip().startswith("#")]
 
 
 def names(text: str) -> set[str]:

@@ -1,6 +1,7 @@
 """What `deploy/compose.yaml` starts, without containers: its commands and variables, on this machine's own addresses.
 
-A service's `/data` is a folder of its own, the image's `/opt/alignflow` is the clone, and its port is a free one.
+A service's `/data` is a folder of its own, `/slots` is one for all, the image's `/opt/alignflow` is the clone, and its
+port is a free one.
 PostgreSQL is the system's; moto's server stands in for the object store.
 """
 
@@ -77,6 +78,7 @@ class Native:
             text = text.replace(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{self.ports[name]}")
             text = re.sub(rf"^--port={port}$", f"--port={self.ports[name]}", text)
         text = re.sub(r"^/data|^/tmp", str(home), text).replace("--host=0.0.0.0", "--host=127.0.0.1")
+        text = re.sub("^/slots", str(self.folder / "slots"), text)
         return re.sub("^/opt/alignflow", str(ROOT), text)
 
     def environment(self, service: str, home: Path, **more: str) -> dict[str, str]:
@@ -90,10 +92,10 @@ class Native:
         return {**system, **given, **more}
 
     def start(self, service: str, name: str | None = None, **more: str) -> subprocess.Popen[bytes]:
-        """A service, in an empty home of its own; its log lies beside that."""
+        """A service, in a home of its own, which is empty when it is first started; its log lies beside that."""
         name = name or service
         home = self.folder / name
-        home.mkdir()
+        home.mkdir(exist_ok=True)
         command = [self.here(word, home) for word in self.services[service]["command"]]
         with self.log(name).open("ab") as log:
             self.running[name] = subprocess.Popen(
@@ -134,6 +136,14 @@ class Native:
         family = psutil.Process(self.running[name].pid).children(recursive=True)
         return [each for each in family if "tasks" in each.cmdline()]
 
+    def stop(self, name: str) -> int:
+        """As `docker compose stop` does it: asked to end, with the time that a worker has; gives the exit status."""
+        self.running[name].terminate()
+        grace_s = float(self.services["worker"]["stop_grace_period"].removesuffix("s"))
+        status = self.running[name].wait(grace_s)
+        del self.running[name]
+        return status
+
     def kill(self, name: str) -> None:
         """`kill -9` of a service and of what it started, but for trainers, which see to that themselves."""
         trainers = self.trainers(name)
@@ -144,8 +154,14 @@ class Native:
 
     def down(self) -> None:
         for process in reversed(self.running.values()):
+            family = []  # some have sessions of their own
+            with suppress(psutil.NoSuchProcess):
+                family = psutil.Process(process.pid).children(recursive=True)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            for each in family:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             process.wait()
         self.running.clear()
         shutil.rmtree(self.cluster, ignore_errors=True)

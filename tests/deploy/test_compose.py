@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from importlib import resources
@@ -10,9 +11,12 @@ from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
+from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
+from prefect.cli.work_pool import update
 
+from flows.deployments.worker import ENDING_S, SAVING_S
 from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT
-from tests.deploy.compose_file import COMPOSE, MissingVariableError, answers, compose, example, names, raw
+from tests.deploy.compose_file import COMPOSE, MissingVariableError, answers, commands, compose, example, names, raw
 from tests.deploy.known_variables import unknown
 
 RAW, FILE = raw(), compose(answers())
@@ -20,6 +24,8 @@ SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 ONCE = {"bucket", "deployments"}  # which do something and end
 LASTING = sorted(set(SERVICES) - ONCE)
 LISTENS = {"postgres": 5432, "s3": 7070, "mlflow": MLFLOW_PORT, "prefect": PREFECT_PORT}
+CLIENTS = ("deployments", "worker", "worker-gpu")
+WORKERS = ("worker", "worker-gpu")
 SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|TOKEN")
 
 
@@ -127,3 +133,60 @@ def test_nothing_of_ours_may_gain_rights():
     for service in SERVICES.values():
         if service["image"].startswith("alignflow:"):
             assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+
+
+PUBLIC = [
+    ({}, "http://127.0.0.1:4200", "http://127.0.0.1:5000"),
+    ({"PREFECT_PORT": "4300", "MLFLOW_PORT": "5100"}, "http://127.0.0.1:4300", "http://127.0.0.1:5100"),
+    (
+        {"PREFECT_PUBLIC_URL": "https://prefect.example.org", "MLFLOW_PUBLIC_HOST": "mlflow.example.org"},
+        "https://prefect.example.org", "https://mlflow.example.org",
+    ),
+    (
+        {"BIND": "0.0.0.0", "PREFECT_PUBLIC_URL": "http://10.0.0.5:4200", "MLFLOW_PUBLIC_SCHEME": "http",
+         "MLFLOW_PUBLIC_HOST": "10.0.0.5:5000"},
+        "http://10.0.0.5:4200", "http://10.0.0.5:5000",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "prefect", "mlflow"), PUBLIC)
+def test_browsers_reach_both_servers_where_every_link_leads(given, prefect, mlflow):
+    services = compose({**answers(), **given})["services"]
+    server = services["prefect"]["environment"]
+    assert (server["PREFECT_UI_URL"], server["PREFECT_SERVER_UI_API_URL"]) == (prefect, f"{prefect}/api")
+    for client in CLIENTS:
+        environment = services[client]["environment"]
+        assert (environment["PREFECT_UI_URL"], environment["ALIGN_MLFLOW_PAGES"]) == (prefect, mlflow)
+    allowed = services["mlflow"]["environment"]
+    assert is_allowed_host_header(allowed["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","), urlsplit(mlflow).netloc)
+    assert not should_block_cors_request(mlflow, "POST", allowed["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(","))
+
+
+def test_mlflow_knows_no_other_names():
+    allowed = SERVICES["mlflow"]["environment"]
+    assert not is_allowed_host_header(allowed["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","), "10.0.0.5:5000")
+    origins = allowed["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert should_block_cors_request("http://10.0.0.5:5000", "POST", origins)
+
+
+@pytest.mark.parametrize(("given", "limit"), [({}, "1"), ({"ALIGN_RUNS_AT_ONCE": "3"}, "3")])
+def test_the_pool_has_a_limit_that_every_up_sets_and_keeps_what_else_was_set(given, limit):
+    """`create --overwrite` would send `concurrency_limit: None` and `is_paused: False`."""
+    create, change, deploy = commands(compose({**answers(), **given})["services"]["deployments"]["command"][-1])
+    assert create[:4] == ["prefect", "work-pool", "inspect", "local"] and "--overwrite" not in create
+    assert change[:4] == ["prefect", "work-pool", "update", "local"] and change[-2:] == ["--concurrency-limit", limit]
+    assert "concurrency_limit" in inspect.signature(update).parameters and "deploy" in deploy
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_that_is_stopped_lets_its_run_save_and_has_the_time_for_it(name):
+    assert SERVICES[name]["command"][:3] == ["python", "-m", "flows.deployments.worker"]
+    assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > SAVING_S + ENDING_S
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_share_the_locks_of_the_machines_gpus_and_its_name(name):
+    environment = SERVICES[name]["environment"]
+    assert f"slots:{environment['ALIGN_SLOTS']}" in SERVICES[name]["volumes"] and "slots" in FILE["volumes"]
+    assert environment["ALIGN_MACHINE"]  # else a container's id, and a limit in Prefect for each that there ever was

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 
+from packaging.requirements import Requirement
 from prefect.settings.models.worker import WorkerWebserverSettings
 
 from tests.deploy.compose_file import DEPLOY
@@ -51,6 +53,31 @@ def test_no_host_is_named_but_this_one():
     assert set(re.findall(r"https?://([^/:]+)", TEXT)) == {"127.0.0.1"}
 
 
+def requirements(*extras: str) -> Iterator[str]:
+    """What these extras of ours install beside our own dependencies, by name."""
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for requirement in (Requirement(line) for extra in extras for line in offered[extra]):
+        if requirement.name == "alignflow":
+            yield from requirements(*requirement.extras)
+        else:
+            yield requirement.name
+
+
+def test_what_measures_gpus_is_in_it_in_a_tested_version():
+    (extras,) = re.findall(r'"\.\[([\w,]+)\]"', TEXT)
+    assert "nvidia-ml-py" in set(requirements(*extras.split(",")))
+    assert re.search(r"^nvidia-ml-py==\d", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_its_user_may_write_to_the_folders_that_are_volumes():
+    (made,) = re.findall(r"install -d -o align -g align (.*)", " ".join(of("RUN")))
+    assert {"/data", "/slots"} <= set(made.split())
+
+
+def test_it_runs_a_worker_that_lets_its_run_save():
+    assert of("CMD")[-1].startswith('["python", "-m", "flows.deployments.worker", "--type", "process"')
+
+
 def test_its_health_is_that_of_the_worker_that_it_runs():
     port = WorkerWebserverSettings.model_fields["port"].default
-    assert f"http://127.0.0.1:{port}/health" in of("HEALTHCHECK")[0] and "--with-healthcheck" in of("CMD")[0]
+    assert f"http://127.0.0.1:{port}/health" in of("HEALTHCHECK")[0] and "--with-healthcheck" in of("CMD")[-1]

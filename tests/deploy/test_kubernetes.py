@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.compose_file import DEPLOY, answers, compose, example
+from flows.deployments.worker import ENDING_S, SAVING_S
+from tests.deploy.compose_file import DEPLOY, answers, commands, compose, example
 from tests.deploy.known_variables import unknown
 from tests.deploy.test_compose import LISTENS, SECRET
 from tests.deploy.test_prefect_yaml import POOLS
@@ -36,6 +39,10 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 PODS = dict(pods())
+RUN = POOLS["kubernetes"]["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+"""The pod of a flow run."""
+OWN = re.compile(r"^  # (- name: align-recipes\n)  # (  files: .*\n)", re.MULTILINE)
+"""What whoever has recipes of their own uncomments."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -56,11 +63,17 @@ def test_every_file_is_used_or_offered():
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which builds a kustomization, is not here")
-def test_kubectl_builds_it_with_one_pinned_image_for_all(tmp_path: Path):
+@pytest.mark.parametrize("own", [False, True])
+def test_kubectl_builds_it_with_one_pinned_image_for_all(tmp_path: Path, own: bool):
     shutil.copytree(FOLDER, tmp_path / "k")
     for name in ("run", "servers"):
         filled = "".join(f"{key}=x\n" for key in example(FOLDER / f"{name}.env.example"))
         (tmp_path / "k" / f"{name}.env").write_text(filled)
+    if own:
+        text = OWN.sub(r"  \1  \2", (FOLDER / "kustomization.yaml").read_text())
+        (tmp_path / "k" / "kustomization.yaml").write_text(text)
+        for name in ("my.yaml", "my.jsonl"):
+            (tmp_path / "k" / name).touch()
     done = subprocess.run(["kubectl", "kustomize", str(tmp_path / "k")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     built = list(yaml.safe_load_all(done.stdout))
@@ -69,6 +82,8 @@ def test_kubectl_builds_it_with_one_pinned_image_for_all(tmp_path: Path):
     (image,) = set(re.findall(r"image: (\S+)", done.stdout))
     assert re.search(r":\d+\.\d+", image) and f"value: {image}" in done.stdout  # flow runs have it too
     assert {each["metadata"].get("namespace") for each in built if each["kind"] != "Namespace"} == {"alignflow"}
+    maps = {each["metadata"]["name"]: set(each["data"]) for each in built if each["kind"] == "ConfigMap"}
+    assert maps.get("align-recipes") == ({"my.yaml", "my.jsonl"} if own else None)
 
 
 @pytest.mark.parametrize("name", PODS)
@@ -91,7 +106,7 @@ def test_what_is_generated_has_known_variables_and_no_value_of_a_secret():
 
 
 def test_what_the_template_and_the_worker_refer_to_is_there():
-    (run,) = POOLS["kubernetes"]["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    (run,) = RUN["containers"]
     assert run["envFrom"] == PODS["align-worker"]["containers"][0]["envFrom"]
     given = {each["name"]: each["value"] for each in PODS["align-worker"]["containers"][0]["env"]}
     prefix = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET"
@@ -125,3 +140,51 @@ def test_the_worker_with_a_gpu_gets_one_on_a_node_that_has_it():
     pod = PODS["align-gpu-worker"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+
+
+@pytest.mark.parametrize("pod", [RUN, PODS["align-gpu-worker"]], ids=["run", "gpu-worker"])
+def test_runs_read_recipes_of_ones_own_if_there_are_any(pod):
+    (volume,) = [each for each in pod["volumes"] if "configMap" in each]
+    (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == volume["name"]]
+    assert volume["configMap"] == {"name": "align-recipes", "optional": True} and mount["readOnly"]
+    assert mount["mountPath"] in SETTINGS["align-settings"]["ALIGN_DATA_ROOTS"].split(":")
+
+
+def test_more_data_is_mounted_as_the_readme_says():
+    text = (DEPLOY / "README.md").read_text()
+    volume, mount = map(json.loads, re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0].splitlines())
+    pod = json.loads(json.dumps(PODS["align-gpu-worker"]))
+    pod["volumes"].append(volume)
+    pod["containers"][0]["volumeMounts"].append(mount)
+    spec = {"selector": {"matchLabels": {}}, "template": {"metadata": {}, "spec": pod}}
+    manifest = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": spec}
+    kubernetes_validate.validate(manifest, VERSION, strict=True)
+    assert volume["name"] == mount["name"] and f"`:{mount['mountPath']}` to `ALIGN_DATA_ROOTS`" in text
+
+
+def test_links_lead_where_browsers_reach_the_servers():
+    run, servers = SETTINGS["align-settings"], SETTINGS["align-servers"]
+    assert run["PREFECT_UI_URL"] == servers["PREFECT_UI_URL"]
+    assert servers["PREFECT_SERVER_UI_API_URL"] == f"{run['PREFECT_UI_URL']}/api"
+    pages = run["ALIGN_MLFLOW_PAGES"]
+    assert urlsplit(pages).netloc in servers["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert pages in servers["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+
+
+@pytest.mark.parametrize(("name", "pool"), [("align-setup", "kubernetes"), ("align-gpu-worker", "local")])
+def test_a_pool_has_the_limit_of_the_settings_and_keeps_what_else_was_set(name, pool):
+    create, change = [words for words in commands(PODS[name]["containers"][0]["args"][-1]) if "work-pool" in words]
+    assert create[:4] == ["prefect", "work-pool", "inspect", pool] and "--overwrite" not in create
+    assert change[:4] == ["prefect", "work-pool", "update", pool]
+    assert change[-2:] == ["--concurrency-limit", '"$ALIGN_RUNS_AT_ONCE"']
+    assert SETTINGS["align-settings"]["ALIGN_RUNS_AT_ONCE"] == "1"
+
+
+def test_the_worker_with_a_gpu_lets_its_run_save_and_is_known_by_its_node():
+    pod = PODS["align-gpu-worker"]
+    (container,) = pod["containers"]
+    command = commands(container["args"][-1])[-1]
+    assert command[0] == "exec" and command[1:] == compose(answers())["services"]["worker"]["command"]
+    assert pod["terminationGracePeriodSeconds"] > SAVING_S + ENDING_S
+    machine = {"name": "ALIGN_MACHINE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
+    assert machine in container["env"]

@@ -1,4 +1,4 @@
-"""A team's deployment, for real but for containers: made, triggered, killed, gone on with elsewhere, refused."""
+"""A team's deployment, for real but for containers: made, triggered, killed, stopped, gone on with, refused."""
 
 from __future__ import annotations
 
@@ -74,8 +74,17 @@ def reaches(team: Native, flow_run: str, name: str) -> dict[str, Any]:
 
 
 def logs(team: Native, flow_run: str) -> str:
-    found = team.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200})
+    found: list[dict[str, Any]] = []
+    wanted = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200}
+    while page := team.call("/logs/filter", {**wanted, "offset": len(found)}):
+        found += page
     return "\n".join(line["message"] for line in found)
+
+
+def retry(team: Native, flow_run: str) -> None:
+    """As the button in Prefect's pages does it."""
+    wanted = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
+    team.call(f"/flow_runs/{flow_run}/set_state", {"state": wanted, "force": True})
 
 
 def sft_run(tracking: MlflowClient) -> str | None:
@@ -97,15 +106,31 @@ def result(home: Path) -> Manifest | None:
     return Manifest.read(found[0].parent) if found else None
 
 
+def checkpoints_of_sft(home: Path) -> list[Path]:
+    """Whole ones at a worker, the newest last."""
+    found = [path.parent for path in home.glob("align/drafts/sft-*/work/checkpoint-*/manifest.json")]
+    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
 def stopped_amid_sft(team: Native, name: str) -> list[psutil.Process]:
     """A worker's trainers, held once SFT has saved, so that there is time to look."""
-    eventually(
-        lambda: list((team.folder / name / "align/drafts").glob("sft-*/work/checkpoint-*/manifest.json")), "SFT saves"
-    )
+    eventually(lambda: checkpoints_of_sft(team.folder / name), "SFT saves")
     trainers = team.trainers(name)
     for each in trainers:
         each.suspend()
     return trainers
+
+
+def stop_amid_sft(team: Native, name: str) -> str:
+    """Stop a worker once SFT has saved there, not only elsewhere; gives what it saved when it was asked to end."""
+    home = team.folder / name
+    first = eventually(lambda: checkpoints_of_sft(home), "SFT goes on")[-1]
+    eventually(lambda: checkpoints_of_sft(home)[-1] != first, "SFT saves")
+    trainers = team.trainers(name)
+    assert team.stop(name) == 0 and trainers and not any(each.is_running() for each in trainers)
+    newest = checkpoints_of_sft(home)[-1]
+    assert f"ended as asked, after {newest.name}" in (newest.parents[1] / "result.json").read_text()
+    return newest.name
 
 
 def test_a_worker_dies_and_another_machine_ends_its_run_with_the_same_bytes(team, tracking):
@@ -128,11 +153,16 @@ def test_a_worker_dies_and_another_machine_ends_its_run_with_the_same_bytes(team
     run = sft_run(tracking)
     team.start("worker", "second")
     assert "its process was killed" in reaches(team, flow_run, "Crashed")["message"]
-    retry = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Retry from the UI"}
-    team.call(f"/flow_runs/{flow_run}/set_state", {"state": retry, "force": True})
+    retry(team, flow_run)
+    kept = stop_amid_sft(team, "second")
+    assert "its process was killed" not in reaches(team, flow_run, "Crashed")["message"]
+    LOG.info(f"stopped the worker, whose run saved {kept}")
+    team.start("worker", "second")
+    retry(team, flow_run)
     reaches(team, flow_run, "Completed")
-    eventually(lambda: "goes on from checkpoint-" in logs(team, flow_run), "what it logged", 60)
-    LOG.info(next(line for line in logs(team, flow_run).splitlines() if "goes on from checkpoint-" in line))
+    for said in ("goes on from checkpoint-", f"going on from {kept}"):
+        eventually(lambda said=said: said in logs(team, flow_run), said, 60)
+        LOG.info(next(line for line in logs(team, flow_run).splitlines() if said in line))
     assert sft_run(tracking) == run and tracking.get_run(run).info.status == "FINISHED"
     ended = result(team.folder / "second/align")
     whole = json.loads(undisturbed.communicate(timeout=PATIENCE_S)[0])["stages"][-1]
@@ -153,11 +183,12 @@ def asking(team: Native, **other: str) -> dict[str, str]:
     return {"PREFECT_API_URL": team.api, "PREFECT_API_AUTH_STRING": ENVIRONMENT["PREFECT_AUTH_STRING"], **other}
 
 
-def test_a_schedule_that_is_switched_on_makes_runs(team):
+def test_a_schedule_is_made_by_command_makes_runs_and_outlives_another_deploy(team):
+    assert deployment(team)["schedules"] == []
+    words = ["deployment", "schedule", "create", "align/align", "--cron", "0 3 * * 0", "--timezone", "UTC"]
+    environment = team.environment("deployments", team.folder / "deployments")
+    subprocess.run([team.bin / "prefect", *words], env=environment, check=True, timeout=PATIENCE_S)
     (schedule,) = deployment(team)["schedules"]
-    assert schedule["slug"] == "weekly" and not schedule["active"]
-    where = f"/deployments/{deployment(team)['id']}/schedules/{schedule['id']}"
-    team.call(where, {"active": True}, "PATCH")
     waiting = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
 
     def made() -> list[dict[str, Any]]:
@@ -165,7 +196,10 @@ def test_a_schedule_that_is_switched_on_makes_runs(team):
 
     runs = eventually(made, "scheduled runs", 300)
     assert {run["deployment_id"] for run in runs} == {deployment(team)["id"]}
-    team.call(where, {"active": False}, "PATCH")
+    team.once("deployments")
+    assert deployment(team)["schedules"] == [schedule] and schedule["active"]
+    assert team.call("/work_pools/local")["concurrency_limit"] == 1
+    team.call(f"/deployments/{deployment(team)['id']}/schedules/{schedule['id']}", method="DELETE")
 
 
 def test_a_deployment_that_other_code_made_is_refused_by_name(team):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from uuid import uuid4
 
 import kubernetes_validate
 import pytest
 import yaml
-from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, RawScheduleConfig, WorkPoolConfig
+from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel, WorkPoolConfig
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun
 from prefect.utilities.importtools import import_object
 from prefect.utilities.templating import apply_values
 from prefect_docker.worker import DockerWorkerJobConfiguration
@@ -44,8 +46,6 @@ def test_prefect_accepts_it_and_passes_over_nothing():
     for deployment in FILE["deployments"]:
         assert strangers(deployment, DeploymentConfig) == set()
         assert strangers(deployment["work_pool"], WorkPoolConfig) == set()
-        for schedule in deployment.get("schedules", []):
-            RawScheduleConfig.model_validate(schedule)
 
 
 def test_every_step_can_be_called_with_what_stands_there():
@@ -70,8 +70,22 @@ def test_what_align_up_serves_is_deployed_too():
     assert served <= set(made.items())
 
 
-def test_no_deployment_trains_by_itself_before_somebody_wants_it():
-    assert all(not each["active"] for one in DEPLOYMENTS.values() for each in one.get("schedules", []))
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_deploying_again_leaves_alone_the_schedules_that_people_have_made(name):
+    """With `schedules` here Prefect would set those of the same slug back, or delete all if one has no slug."""
+    assert not {"schedule", "schedules"} & set(DEPLOYMENTS[name])
+
+
+def test_no_training_hangs_on_a_lease_and_overlapping_retrainings_are_skipped():
+    """With a deployment's limit a flow run crashes if the server is away for five minutes; a pool's has no lease."""
+    limited = [name for name, each in DEPLOYMENTS.items() if "concurrency_limit" in each]
+    assert limited == ["align-retrain"]
+    given = DEPLOYMENTS["align-retrain"]["concurrency_limit"]
+    limit = ConcurrencyLimitConfig.model_validate(given)
+    assert set(given) <= set(ConcurrencyLimitConfig.model_fields)
+    assert (limit.limit, limit.collision_strategy.value) == (1, "CANCEL_NEW")
+    pod = POOLS["kubernetes"]["variables"]["properties"]["pod_watch_timeout_seconds"]
+    assert limit.grace_period_seconds == pod["default"]
 
 
 def test_no_secret_is_filled_in_when_it_is_deployed():
@@ -111,16 +125,34 @@ def test_a_container_is_where_composes_servers_and_a_volume_are():
     assert job.networks == [f"{file['name']}_default"]
     worker = file["services"]["worker"]["environment"]
     shared = {name for name in set(worker) & set(job.env) if not SECRET.search(name)}
-    assert {name: job.env[name] for name in shared} == {name: worker[name] for name in shared} and len(shared) == 5
-    assert job.volumes[0].split(":")[1] == "/data"
+    assert {name: job.env[name] for name in shared} == {name: worker[name] for name in shared}
+    assert {"PREFECT_UI_URL", "ALIGN_MLFLOW_PAGES", "ALIGN_SLOTS", "ALIGN_MACHINE"} < shared and len(shared) == 9
+    places = dict(volume.split(":")[::-1] for volume in job.volumes)
+    assert set(places) == {"/data", "/slots"} and places[job.env["ALIGN_SLOTS"]] == f"{file['name']}_slots"
+
+
+def made_by_the_worker() -> dict[str, Any]:
+    """The job of a flow run."""
+    job = KubernetesWorkerJobConfiguration(**values("kubernetes", name="run", labels={}))
+    job.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name="run"))
+    return job.job_manifest
 
 
 def test_a_pod_is_as_kubernetes_wants_it_with_a_gpu_on_the_nodes_that_have_one():
-    job = KubernetesWorkerJobConfiguration(**values("kubernetes", name="run"))
-    manifest = {**job.job_manifest, "metadata": {"generateName": "run-", "namespace": "alignflow"}}
+    manifest = made_by_the_worker()
     pod = manifest["spec"]["template"]["spec"]
-    pod["containers"][0].update(env=[], args=["prefect", "flow-run", "execute"])  # as the worker sets them
     kubernetes_validate.validate(manifest, "1.33", strict=True)
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 1}
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu" and pod["securityContext"]["runAsNonRoot"]
+
+
+def test_a_pod_has_its_nodes_name_though_prefect_adds_variables():
+    (container,) = made_by_the_worker()["spec"]["template"]["spec"]["containers"]
+    given = {each["name"]: each for each in container["env"]}
+    assert given["ALIGN_MACHINE"]["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    assert "PREFECT__FLOW_RUN_ID" in given and unknown({"ALIGN_MACHINE"}) == set()
+
+
+def test_a_pod_that_is_ended_has_the_time_to_save():
+    assert made_by_the_worker()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 90

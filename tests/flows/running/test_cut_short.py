@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +101,13 @@ def test_no_secret_is_in_what_prefect_keeps_of_a_failure(kind: type[AlignError])
         stages.answer(fails)
     assert str(caught.value) == "MLflow at http://mlflow:80: no"
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_prefects_log_of_the_flow_run_has_what_is_said(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("flow run")
+    said: list[str] = []
+    monkeypatch.setattr(logger, "info", lambda form, *words: said.append(form % words))
+    monkeypatch.setattr(stages, "get_run_logger", lambda: logger)
+    with pytest.raises(StageError, match="base: no"):
+        stages.answer(run)
+    assert any(line.startswith("base: failed") for line in said)

@@ -6,17 +6,21 @@ the last checkpoint is lost. Here they are asked first, and the worker when they
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 
+from flows.running.launch import GRACE
 from flows.servers.processes import Started, children, end_asked
 from tasks.parallel.launching import die_with_parent
 
 SAVING_S = 75.0
 """How long the flow runs may take. Whoever stops a container is to give it some seconds more (deploy/compose.yaml)."""
+TRAINER_S = 60.0
+"""How long their trainers may, unless the environment says otherwise."""
 ENDING_S = 10.0
 POLL_S = 0.2
 
@@ -27,7 +31,8 @@ def supervise(command: Sequence[str], saving_s: float = SAVING_S) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
     # In a session of its own, since Ctrl-C reaches all of a terminal's processes at once.
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=die_with_parent)
+    environment = {GRACE: str(TRAINER_S), **os.environ}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
     worker = Started.of(process.pid)
     while process.poll() is None and not asked.wait(POLL_S):
         pass

@@ -17,6 +17,7 @@ from typing import Any
 from artifacts.errors import InterruptedStage, OutOfMemoryError, StageError, revive
 from flows.running.oom import KernelWitness
 from flows.running.watch import Watcher
+from flows.seconds import seconds
 from flows.tracking.system_metrics import sampled
 from tasks.context import EVENT
 from tasks.job import Job
@@ -24,8 +25,8 @@ from tasks.parallel.launching import die_with_parent, member_ids
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 """For glibc: don't give large tensors back to the system only to ask for them again at the next layer."""
-GRACE_S = 10.0
-"""How long a trainer that is asked to end may take to save."""
+GRACE, GRACE_S = "ALIGN_SAVE_GRACE", 10.0
+"""How many seconds a trainer that is asked to end may take to save: whoever presses Ctrl-C waits for it."""
 ROOT = Path(__file__).resolve().parents[2]
 RUNNING: set[int] = set()
 """The trainers of this process, by the number of their process group."""
@@ -42,6 +43,7 @@ def launch(
     kernel's signal follows), and is ended with all its own children on any way out of here.
     """
     go_on()
+    grace_s = seconds(GRACE, GRACE_S)
     job.draft.mkdir(parents=True, exist_ok=True)
     path = job.draft / "job.json"
     path.write_text(job.model_dump_json(indent=1))
@@ -64,7 +66,7 @@ def launch(
             _, waited, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(waited)
         except BaseException:  # interrupted or cancelled: it may still save
-            _ask(process)
+            _ask(process, grace_s)
             raise
         finally:
             RUNNING.discard(process.pid)
@@ -82,10 +84,10 @@ def go_on() -> None:
         raise InterruptedStage("ended as asked, before it trained; run the same command again to go on")
 
 
-def end_trainers(grace_s: float = GRACE_S) -> None:
+def end_trainers(grace_s: float | None = None) -> None:
     """Ask all that run to end, and kill those that take too long; whoever waits for them hears it from them."""
     ENDING.set()
-    deadline, asked = time.monotonic() + grace_s, set[int]()
+    deadline, asked = time.monotonic() + (seconds(GRACE, GRACE_S) if grace_s is None else grace_s), set[int]()
     while RUNNING and time.monotonic() < deadline:
         for group in RUNNING - asked:  # one may only just have begun
             _signal(group, signal.SIGTERM)
@@ -124,11 +126,11 @@ def _parted(line: str) -> tuple[str, dict[str, Any] | None]:
     return text + rest, None
 
 
-def _ask(process: subprocess.Popen[str]) -> None:
+def _ask(process: subprocess.Popen[str], grace_s: float) -> None:
     """Ask the trainer to end, and give it some time for that; a second Ctrl-C takes the time away."""
     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=GRACE_S)
+        process.communicate(timeout=grace_s)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
-from artifacts.errors import UserError
 from flows.addresses import reason
 from flows.running.watch import Watcher
+from flows.seconds import seconds
 from flows.tracking.mlflow_server import MlflowServer
 from flows.tracking.pulse import Pulse
 from flows.tracking.tracked_run import TrackedRun
@@ -24,21 +23,12 @@ The variable is for where that can't be: a container's disk goes with it, and wh
 """
 
 
-def patience(environment: Mapping[str, str] = os.environ) -> float:
-    """As the environment has it; raises UserError for what is no number of seconds."""
-    said = environment.get(PATIENCE) or str(PATIENCE_S)
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        raise UserError(f"{PATIENCE}: wanted a number of seconds, got {said!r}") from None
-
-
 class Courier(threading.Thread):
     """Never raises. What can't be sent now stays on disk and is tried again."""
 
     def __init__(self, server: MlflowServer, watcher: Watcher) -> None:
         super().__init__(name="courier", daemon=True)
-        self.server, self.watcher, self.patience_s = server, watcher, patience()
+        self.server, self.watcher, self.patience_s = server, watcher, seconds(PATIENCE, PATIENCE_S)
         self._stages: dict[TrackedStage, str] = {}
         self._errands: list[Callable[[], object]] = []
         self._awake, self._stopping, self._rounds = threading.Event(), threading.Event(), 0

@@ -17,7 +17,7 @@ from flows.records import RunRecord
 from flows.running.watch import Watcher
 from flows.tracking import artifact_files, sync
 from flows.tracking.artifact_files import put_checkpoints
-from flows.tracking.courier import patience
+from flows.tracking.courier import Courier
 from flows.tracking.elsewhere import fetch
 from flows.tracking.mlflow_server import KEY_TAG
 from flows.tracking.tracked_run import Origin, TrackedRun
@@ -116,7 +116,15 @@ def test_who_may_write_but_not_delete_sends_each_checkpoint_once(tmp_path: Path,
     assert dropped == ["checkpoints/checkpoint-4"]
 
 
-def test_how_long_the_end_of_a_run_waits_is_as_the_environment_says() -> None:
-    assert patience({}) == 120 and patience({"ALIGN_SEND_PATIENCE": "3600"}) == 3600
-    with pytest.raises(UserError, match="ALIGN_SEND_PATIENCE: wanted a number of seconds, got 'long'"):
-        patience({"ALIGN_SEND_PATIENCE": "long"})
+def test_how_long_the_end_of_a_run_waits_is_as_the_environment_says(tmp_path: Path, monkeypatch) -> None:
+    theirs = shared_server(tmp_path)
+    assert Courier(theirs, Watcher()).patience_s == 120
+    monkeypatch.setenv("ALIGN_SEND_PATIENCE", "3600")
+    assert Courier(theirs, Watcher()).patience_s == 3600
+
+
+@pytest.mark.parametrize("said", ["long", "-1", "nan"])
+def test_a_patience_that_is_no_time_is_refused_before_anything_runs(tmp_path: Path, monkeypatch, said: str) -> None:
+    monkeypatch.setenv("ALIGN_SEND_PATIENCE", said)
+    with pytest.raises(UserError, match=f"ALIGN_SEND_PATIENCE: wanted a number of seconds, 0 or more, got '{said}'"):
+        Courier(shared_server(tmp_path), Watcher())

@@ -29,15 +29,16 @@ class Prefect(Server):
     def environment(self) -> dict[str, str]:
         return {**self.given, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
-    def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """What its API answers. With SQLite it often says 503 for a locked database; Prefect's client asks again."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.api}{path}", data, {"Content-Type": "application/json"})
+        content = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.api}{path}", data, content, method=method)
         deadline = time.monotonic() + 30
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=10) as answer:
-                    return json.loads(answer.read())
+                    return json.loads(answer.read() or b"null")
             except HTTPError as error:
                 if error.code != 503 or time.monotonic() > deadline:
                     raise

@@ -42,11 +42,11 @@ class Pages:
         self.page.get_by_role("link", name=name, exact=True).first.click()
         expect(self.seen.button("Run")).to_be_visible()
 
-    def open_form(self, name: str) -> None:
+    def open_form(self, name: str, first: str = "Base model") -> None:
         self.open_deployment(name)
         self.seen.button("Run").click()
         self.page.get_by_text("Custom run").click()
-        expect(self.seen.field("Base model")).to_be_visible()
+        expect(self.seen.field(first)).to_be_visible()
 
     def submit(self) -> str:
         """Send the form; the id of the flow run, whose page opens."""
@@ -89,6 +89,23 @@ def test_a_form_is_filled_in_and_its_run_seen_to_its_end(pages: Pages) -> None:
     expect(pages.page.get_by_text("eval_dpo").first).to_be_visible()
     pages.seen.picture("report")
     assert pages.api(f"/flow_runs/{flow_run}")["parameters"]["beta"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "titles"),
+    [
+        ("align", ("Recipe", "Other settings", "Sweep", "How to run", "Make afresh", "Where to stop")),
+        ("align-compare", ("Base model", "Methods", "Seeds", "Branch from an earlier run", "Held-out prompts")),
+        ("align-retrain", ("Recipe", "Registered model", "Challenger", "Gate", "Other settings")),
+    ],
+)
+def test_a_form_has_each_field_under_its_title_with_what_it_is_for(
+    pages: Pages, name: str, titles: tuple[str, ...]
+) -> None:
+    pages.open_form(name, titles[0])
+    pages.seen.shows(*titles)
+    pages.seen.picture(f"form-{name}")
+    assert not pages.page.get_by_text("None", exact=True).count(), "a choice of types, which a form can't show"
 
 
 def test_what_is_wrong_is_refused_in_the_words_of_the_command_line(pages: Pages) -> None:

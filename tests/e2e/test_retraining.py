@@ -111,7 +111,8 @@ def test_with_nothing_new_nothing_is_trained_and_it_says_which_champion_since_wh
     took = time.monotonic() - began
     assert again["outcome"] == "unchanged" and again["key"] == first["key"] and again["when"] == first["when"]
     assert again["said"].endswith(f"is version 1, the champion of assistant, since {first['when']}")
-    assert retrain.store == before and again["run_id"] is None, f"after {took:.0f} s"
+    assert retrain.store == before and again["run_id"] is None
+    assert took < 60, "with the start of Python and Prefect, which is nearly all of it"
 
 
 def test_better_data_is_trained_on_measured_beside_the_champion_and_promoted(retrain, first, better):

@@ -18,6 +18,7 @@ import pytest
 from tests.e2e.conftest import ROOT, Shop
 from tests.e2e.prefect_server import Prefect
 from tests.e2e.test_from_prefect import eventually
+from tests.e2e.test_retraining import Retraining
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 PREFECT = str(Path(sys.executable).parent / "prefect")
@@ -32,8 +33,11 @@ class Served:
         self.shop = Shop(folder)
         self.server = Prefect({**self.shop.environment, "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "2"})
         self.server.start()
+        self.project = folder / "project"
+        self.project.mkdir()
         self.environment = {
             **self.shop.environment, "PREFECT_API_URL": self.server.api, "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+            "ALIGN_DATA_ROOTS": f"{ROOT / 'pipelines'}:{self.project}",
         }  # fmt: skip
         self.serving: subprocess.Popen[bytes] | None = None
         self.serve()
@@ -75,6 +79,12 @@ class Served:
 
     def flow_run(self, number: str) -> dict[str, Any]:
         return dict(self.server.call(f"/flow_runs/{number}"))
+
+    def named(self, state: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Retrainings in this state that were asked for with these parameters."""
+        wanted = {"deployments": {"id": {"any_": [self.deployment["id"]]}}, "sort": "START_TIME_DESC"}
+        runs = self.server.call("/flow_runs/filter", {**wanted, "flow_runs": {"state": {"name": {"any_": [state]}}}})
+        return [run for run in runs if parameters.items() <= run["parameters"].items()]
 
 
 class Listener(HTTPServer):
@@ -137,6 +147,27 @@ def test_data_that_changed_starts_a_retraining_of_the_recipe_that_the_event_name
     assert run["parameters"]["model"] == ""
     eventually(lambda: served.flow_run(run["id"])["state_type"] == "FAILED", PATIENCE_S)
     assert "no such recipe" in served.flow_run(run["id"])["state"]["message"]
+
+
+def test_a_schedule_retrains_what_is_new_and_an_event_does_when_data_changed(served):
+    """Every few seconds here: a first champion, then nothing new; then better data, of which an event tells."""
+    ours = Retraining(served.shop, served.server, served.project)
+    ours.teach("NO")
+    recipe = str(ours.recipe)
+    often = {"schedule": {"interval": 10}, "active": True, "parameters": {"recipe": recipe, "must": ["check_rate>=0"]}}
+    served.server.call(f"/deployments/{served.deployment['id']}/schedules", [often])
+    eventually(lambda: served.named("Promoted", recipe=recipe), PATIENCE_S)
+    assert ours.aliases == {"champion": "1"}
+    same = eventually(lambda: served.named("Unchanged", recipe=recipe), PATIENCE_S)[0]
+    assert same["auto_scheduled"] and same["total_run_time"] < 60
+    (schedule,) = [one for one in served.deployment["schedules"] if one["parameters"].get("recipe") == recipe]
+    served.server.call(f"/deployments/{served.deployment['id']}/schedules/{schedule['id']}", method="DELETE")
+    eventually(lambda: not served.named("Running", recipe=recipe), PATIENCE_S)
+    ours.teach("ok")
+    payload = json.dumps({"recipe": recipe, "model": "assistant"})
+    served.prefect("event", "emit", "align.data.changed", "--resource-id", "align.data.rows", "--payload", payload)
+    eventually(lambda: served.named("Promoted", recipe=recipe, model="assistant"), PATIENCE_S)
+    assert ours.aliases == {"champion": "2", "previous": "1"}
 
 
 def test_what_is_due_while_another_goes_on_is_skipped(served):

@@ -19,7 +19,7 @@ from typing import Any
 
 from artifacts.errors import HomeError, StageError
 from artifacts.fingerprint import FileDigests, file_digest
-from artifacts.locking import held, locked, wait_until
+from artifacts.locking import locked, wait_until
 from artifacts.machine import machine_name
 from artifacts.manifest import FileRecord, Manifest, digest_of, library_versions
 from artifacts.syncing import sync_file, sync_folder, write_synced
@@ -94,11 +94,14 @@ class Store:
 
     def at_work(self, uses: str, key: str) -> str | None:
         """Who holds the key now."""
-        path = self._lock(uses, key)
-        if not path.exists():
+        try:
+            fd = os.open(self._lock(uses, key), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # nobody has worked on it, or it is not ours to look at
             return None
-        with held(path) as free:
-            return None if free else path.read_text() or "another process"
+        try:
+            return None if locked(fd) else os.pread(fd, 4096, 0).decode() or "another process"
+        finally:
+            os.close(fd)
 
     def _lock(self, uses: str, key: str) -> Path:
         return self.home / "locks" / f"{uses}-{key[:KEY_IN_NAME]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 
 from artifacts.errors import UserError
@@ -15,6 +16,6 @@ def seconds(name: str, default: float, environment: Mapping[str, str] = os.envir
         found = float(said)
     except ValueError:
         found = -1.0
-    if not found >= 0:
+    if not 0 <= found <= threading.TIMEOUT_MAX:
         raise UserError(f"{name}: wanted a number of seconds, 0 or more, got {said!r}")
     return found

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from flows.addresses import reason
 from flows.deployments.deployed import ROOT
-from flows.home import aside
 from flows.records import find_record, load_records
-from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.earlier_run import FOLDER_TAG, RECIPE_TAG, EarlierRun, earlier_run
 from flows.tracking.tracked_run import TrackedRun
 from tasks.registry import stage_class
+from tasks.sources import first_there
 
 RECIPE = "recipe.json"
-NAME = re.compile(r"[\w.@+-]+")
-"""What a run or a flow run can be called."""
+SHIPPED = ROOT / "pipelines"
 
 
 def earlier_stages(home: Path, run_id: str) -> dict[str, dict[str, Any]]:
@@ -32,39 +29,39 @@ def earlier_stages(home: Path, run_id: str) -> dict[str, dict[str, Any]]:
     try:
         record = flow_runs.get(run_id) or find_record(home, run_id)
     except UserError as error:
-        if (kept := _elsewhere(home, run_id)) is None:
+        if (found := earlier_run(home, ("align.run_id", "prefect.flow_run_id"), run_id, RECIPE)) is None:
             raise error from None
-        return {label: _located(stage, ROOT / "pipelines") for label, stage in kept["stages"].items()}
-    kept_here = TrackedRun(home, record.run_id).files / RECIPE
-    if not kept_here.exists():
-        raise UserError(f"{record.run_id}: its recipe is no longer in {kept_here.parent}; branch from a later run")
+        return _with_files(found.content["stages"], lambda source: _here(source, found))
+    kept = TrackedRun(home, record.run_id).files / RECIPE
+    if not kept.exists():
+        raise UserError(f"{record.run_id}: its recipe is no longer in {kept.parent}; branch from a later run")
     folder = Path(record.recipe).resolve().parent
-    stages = json.loads(kept_here.read_text())["stages"]
-    return {label: _located(stage, folder) for label, stage in stages.items()}
+    return _with_files(json.loads(kept.read_text())["stages"], lambda source: [folder / source])
 
 
-def _elsewhere(home: Path, run_id: str) -> dict[str, Any] | None:
-    """The recipe of another machine's run, as MLflow has it; None if there is none by this id."""
-    server = MlflowServer.reach(home)
-    if server.is_own or not NAME.fullmatch(run_id):
-        return None
-    try:
-        experiments = [each.experiment_id for each in server.client.search_experiments()]
-        for tag in ("align.run_id", "prefect.flow_run_id"):
-            wanted = f"tags.`{tag}` = '{run_id}' and tags.`align.kind` = 'pipeline'"
-            for run in server.client.search_runs(experiments, wanted, max_results=1):
-                with aside(home) as part:
-                    kept = server.client.download_artifacts(run.info.run_id, RECIPE, str(part))
-                    return dict(json.loads(Path(kept).read_text()))
-    except Exception as error:  # an artifact store raises what it likes
-        raise UserError(f"{run_id}: its recipe can't be had from MLflow at {server.shown}: {reason(error)}") from error
-    return None
-
-
-def _located(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _with_files(
+    stages: Mapping[str, Mapping[str, Any]], places: Callable[[str], list[Path]]
+) -> dict[str, dict[str, Any]]:
     """With whole paths for what stands relative to the recipe's folder."""
-    outside = stage_class(stage["uses"]).outside
-    return {
-        name: str(folder / value) if name in outside and isinstance(value, str) and (folder / value).exists() else value
-        for name, value in stage.items()
-    }
+    return {label: {name: _located(stage, name, places) for name in stage} for label, stage in stages.items()}
+
+
+def _located(stage: Mapping[str, Any], name: str, places: Callable[[str], list[Path]]) -> Any:
+    value = stage[name]
+    if name not in stage_class(stage["uses"]).outside or not isinstance(value, str):
+        return value
+    return str(first_there(places(value)) or value)
+
+
+def _here(source: str, run: EarlierRun) -> list[Path]:
+    """Where a file of another machine's run may be on this one: where it was there, or among what ships."""
+    recipe, resolved = Path(run.tags.get(RECIPE_TAG, "")), run.tags.get(FOLDER_TAG, "")
+    folders = [recipe.parent]
+    if recipe.parent.name == SHIPPED.name and (SHIPPED / recipe.name).exists():
+        folders.append(SHIPPED)
+    below = Path(source)
+    if below.is_absolute():  # as a run has it that was triggered, whose recipe may have lain behind a link
+        if not resolved or not below.is_relative_to(resolved):
+            return [below]
+        below = below.relative_to(resolved)
+    return [folder / below for folder in folders]

@@ -11,24 +11,27 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from flows.running.launch import GRACE
-from flows.servers.processes import Started, children, end_asked
+from flows.seconds import seconds
+from flows.servers.processes import Started, children, end_asked, tell
 from tasks.parallel.launching import die_with_parent
 
-SAVING_S = 75.0
-"""How long the flow runs may take. Whoever stops a container is to give it some seconds more (deploy/compose.yaml)."""
-TRAINER_S = 60.0
-"""How long their trainers may, unless the environment says otherwise."""
+TRAINER_S = 20.0
+"""How long trainers may take to save, unless the environment says otherwise. Prefect kills what it cancels after 30."""
+TELLING_S = 30.0
+"""How long a flow run may take beyond that, to say how it ended. Then come ENDING_S for the worker: whoever stops a
+container waits for all three (deploy/compose.yaml)."""
 ENDING_S = 10.0
 POLL_S = 0.2
 
 
-def supervise(command: Sequence[str], saving_s: float = SAVING_S) -> int:
+def supervise(command: Sequence[str]) -> int:
     """Run a worker to its end; gives its exit status, or 0 where it was asked to end."""
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    asked, saving_s = threading.Event(), seconds(GRACE, TRAINER_S) + TELLING_S
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: asked.set())
     # In a session of its own, since Ctrl-C reaches all of a terminal's processes at once.
     environment = {GRACE: str(TRAINER_S), **os.environ}
@@ -39,11 +42,22 @@ def supervise(command: Sequence[str], saving_s: float = SAVING_S) -> int:
     if not asked.is_set():
         return process.wait()
     print("asked to end: flow runs save and end first", file=sys.stderr, flush=True)
-    end_asked(children(worker), saving_s)
+    _end_flow_runs(worker, saving_s)
     if not end_asked([worker], ENDING_S):
         process.kill()
     process.wait()
     return 0
+
+
+def _end_flow_runs(worker: Started, saving_s: float) -> None:
+    """Ask every one to end, those too that the worker takes up meanwhile, and wait for them."""
+    deadline, asked = time.monotonic() + saving_s, set[int]()
+    while (there := children(worker)) and time.monotonic() < deadline:
+        for one in there:
+            if one.pid not in asked:
+                tell(one.pid, one.start, signal.SIGTERM)
+                asked.add(one.pid)
+        time.sleep(POLL_S)
 
 
 if __name__ == "__main__":

@@ -9,29 +9,37 @@ from pathlib import Path
 from artifacts.store import Store
 from flows.commands.planning import Wanted, plan_of
 from flows.records import load_records
+from flows.tracking.earlier_run import earlier_run
 from flows.tracking.elsewhere import is_made
 from flows.tracking.mlflow_server import MlflowServer
 from flows.tracking.tracked_run import TrackedRun
-from pipelines.plan import Plan, branches_of
+from pipelines.plan import Plan, Planned, branches_of
+
+PLAN = "plan.json"
 
 
 def plan_to_run(wanted: Wanted, store: Store, flow_run_id: str | None, *, offline: bool) -> Plan:
     """What is to run. In a flow run that is tried again, stages that it made afresh are not made afresh once more."""
     if not wanted.refresh:
         return plan_of(wanted, store)
-    numbers = _begun_with(flow_run_id, store.home)
+    numbers = _begun_with(flow_run_id, store.home, offline) if flow_run_id is not None else None
     if numbers is not None:
         return _numbered(numbers, wanted, store)
     plan = plan_of(wanted, store)
     return plan if offline else _unknown_elsewhere(plan, wanted, store)
 
 
-def _begun_with(flow_run_id: str | None, home: Path) -> dict[str, int] | None:
-    """The number of each stage that this flow run made afresh when it was begun, by label; None if it was not."""
-    own = (record for record in load_records(home) if flow_run_id is not None and record.flow_run_id == flow_run_id)
-    if (earlier := next(own, None)) is None:
+def _begun_with(flow_run_id: str, home: Path, offline: bool) -> dict[str, int] | None:
+    """The number of each stage that this flow run made afresh when it was begun, by label; None if it was not.
+
+    It may have been begun on another machine.
+    """
+    if (own := next((one for one in load_records(home) if one.flow_run_id == flow_run_id), None)) is not None:
+        payloads = json.loads((TrackedRun(home, own.run_id).files / PLAN).read_text())
+    elif not offline and (other := earlier_run(home, ["prefect.flow_run_id"], flow_run_id, PLAN)) is not None:
+        payloads = other.content
+    else:
         return None
-    payloads = json.loads((TrackedRun(home, earlier.run_id).files / "plan.json").read_text())
     return {label: each["refresh"] for label, each in payloads.items() if "refresh" in each}
 
 
@@ -49,8 +57,12 @@ def _unknown_elsewhere(plan: Plan, wanted: Wanted, store: Store) -> Plan:
     named = {label for name in wanted.refresh for label in branches_of(name, list(plan.recipe.stages))} & there
     while True:
         with server.answering():
-            known = [label for label in named if is_made(server, plan[label].key)]
+            known = [label for label in named if _is_made(plan[label], server, store)]
         if not known:
             return plan
         numbers = {stage.label: stage.payload["refresh"] for stage in plan.stages if "refresh" in stage.payload}
         plan = _numbered(numbers | {label: numbers[label] + 1 for label in known}, wanted, store)
+
+
+def _is_made(stage: Planned, server: MlflowServer, store: Store) -> bool:
+    return store.folder(stage.uses, stage.key).exists() or is_made(server, stage.key)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from flows.links import PAGES
 from flows.servers.processes import MARK, Started
 from flows.servers.state import (
     EVERYWHERE,
@@ -31,7 +32,7 @@ LOG_BYTES = 10 << 20
 """A log that is longer makes way for a new one when its process is started again."""
 POLL_S = 3
 """How often the serving process asks Prefect for flow runs that are due."""
-NOT_INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI", "PREFECT_API_KEY")
+NOT_INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI", "PREFECT_API_KEY", PAGES)
 
 
 def start(servers: Servers, role: str, home: Path) -> Started:

@@ -77,11 +77,12 @@ def marked(mark: str) -> dict[int, str]:
 
 
 def children(parent: Started) -> list[Started]:
-    """The processes that `parent` itself has started."""
+    """The processes that `parent` itself has started, as far as they have not ended."""
     if not parent.alive():
         return []
-    found = [int(folder.name) for folder in PROC.iterdir() if folder.name.isdecimal()]
-    return [Started.of(pid) for pid in found if _stat(pid)[1:2] == [str(parent.pid)]]
+    there = [int(folder.name) for folder in PROC.iterdir() if folder.name.isdecimal()]
+    found = [Started.of(pid) for pid in there if _stat(pid)[1:2] == [str(parent.pid)]]
+    return [one for one in found if one.start]
 
 
 def tell(pid: int, start: str, number: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.syncing import write_whole
+from flows.links import PAGES
 from flows.servers.processes import Started
 
 PREFECT, MLFLOW, SERVING = ROLES = ("prefect", "mlflow", "serving")
@@ -120,8 +121,9 @@ def use_servers(home: Path) -> None:
     servers = Servers.load(home)
     if servers is None or not servers.ready:
         return
-    if servers.alive(MLFLOW):
-        os.environ.setdefault("MLFLOW_TRACKING_URI", servers.mlflow)
+    if servers.alive(MLFLOW) and "MLFLOW_TRACKING_URI" not in os.environ:
+        os.environ["MLFLOW_TRACKING_URI"] = servers.mlflow
+        os.environ.pop(PAGES, None)  # another server's
     if servers.alive(PREFECT) and named_prefect() is None:
         os.environ["PREFECT_API_URL"] = servers.prefect_api
         if SERVER_PASSWORD in os.environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,16 +30,25 @@ class Courier(threading.Thread):
     def __init__(self, server: MlflowServer, watcher: Watcher) -> None:
         super().__init__(name="courier", daemon=True)
         self.server, self.watcher, self.patience_s = server, watcher, seconds(PATIENCE, PATIENCE_S)
+        self.insists = bool(os.environ.get(PATIENCE))
+        """Whether it tries again and again as long as that; else once, however long that takes."""
         self._stages: dict[TrackedStage, str] = {}
         self._errands: list[Callable[[], object]] = []
         self._awake, self._stopping, self._rounds = threading.Event(), threading.Event(), 0
         self.lost = False
         """Whether the last attempt failed."""
         self._pulse = Pulse(server, self._at_work)
+        self._making: set[TrackedStage] = set()
 
     def carry(self, stage: TrackedStage, status: str) -> None:
         """Send what this stage has, from now on; its run has this status."""
+        self._making.discard(stage)
         self._stages[stage] = status
+        self._awake.set()
+
+    def making(self, stage: TrackedStage) -> None:
+        """It is this machine that makes it, though it may have to wait for a GPU first."""
+        self._making.add(stage)
 
     def also(self, errand: Callable[[], object]) -> None:
         """Do this too, as soon as it can be done."""
@@ -53,9 +63,10 @@ class Courier(threading.Thread):
             self._awake.clear()
 
     def _at_work(self) -> list[str]:
-        """The runs of the stages that are being made."""
-        stages = [stage for stage, status in list(self._stages.items()) if status == "RUNNING"]
-        return [run for stage in stages if (run := stage.sent(self.server.name).run_id) is not None]
+        """The runs of the stages that are being made, or are made and not all there yet."""
+        sending = [stage for stage, status in list(self._stages.items()) if status in ("RUNNING", "FINISHED")]
+        runs = [stage.sent(self.server.name).run_id for stage in {*sending, *self._making.copy()}]
+        return [run for run in runs if run is not None]
 
     def hurry(self, patience_s: float) -> None:
         """Send now; wait for it, but no longer than this."""
@@ -66,7 +77,9 @@ class Courier(threading.Thread):
 
     def deliver(self) -> bool:
         """Try to send everything; says whether all of it is there."""
-        sent = [self._try(partial(self._stage, stage, status)) for stage, status in list(self._stages.items())]
+        stages = list(self._stages.items())
+        stages.sort(key=lambda each: each[1] != "RUNNING")  # new runs first, for others to see
+        sent = [self._try(partial(self._stage, stage, status)) for stage, status in stages]
         while self._errands and self._try(self._errands[0]):
             del self._errands[0]
         self._rounds += 1
@@ -74,24 +87,31 @@ class Courier(threading.Thread):
 
     def finish(self, last: Callable[[], None], patience_s: float | None = None) -> bool:
         """Send all that is left and, after it, `last`; says whether that could be done in time."""
+        patience_s = self.patience_s if patience_s is None or self.insists else patience_s
+        deadline = time.monotonic() + patience_s
         self._stopping.set()
-        self._pulse.over.set()
         self._awake.set()
         done: list[bool] = []
 
         def rest() -> None:
             self.join()
-            done.append(self.deliver() and self._try(last))
+            while not (sent := self.deliver() and self._try(last)):
+                if not self.insists or time.monotonic() + INTERVAL_S > deadline:
+                    break
+                time.sleep(INTERVAL_S)
+            self._pulse.over.set()
+            done.append(sent)
 
         ending = threading.Thread(target=rest, daemon=True)
         ending.start()
-        ending.join(self.patience_s if patience_s is None else patience_s)
+        ending.join(patience_s)
         if done != [True]:
             self.watcher.line("mlflow", "does not have all of this run yet; `align sync` sends what it lacks")
         return done == [True]
 
     def _stage(self, stage: TrackedStage, status: str) -> bool:
-        if (facts := stage.facts) is None:
+        if (facts := stage.facts) is None:  # made elsewhere, which has sent it
+            self._stages.pop(stage, None)
             return True
         parent = TrackedRun(stage.store.home, facts["run_id"])  # of an earlier run, if the stage began in that
         run = parent.open(self.server)

@@ -17,7 +17,7 @@ from flows.addresses import reason
 from flows.home import aside
 from flows.tracking.artifact_files import CHECKPOINTS, HISTORY, STAGE_FILES
 from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
-from flows.tracking.pulse import beats
+from flows.tracking.pulse import beating, beats, claimed
 from flows.tracking.tracked_stage import TrackedStage
 from tasks.training.checkpoints import damage
 
@@ -34,15 +34,21 @@ def fetch(server: MlflowServer, store: Store, uses: str, key: str, say: Say, wai
         return False
     stage = TrackedStage(store, uses, key)
     try:
-        runs = _runs(server, key)
-        while not any(_finished(run) for run in runs) and any(beats(server, run, waiting) for run in runs):
+        while True:
             runs = _runs(server, key)
-        finished = [run.info.run_id for run in runs if _finished(run)]
-        if finished and _fetch_result(server, stage, finished[0], say):
-            return True
-        others = [run.info.run_id for run in runs if run.info.run_id not in (*finished, stage.sent(server.name).run_id)]
-        if others and not any(stage.draft.glob("work/checkpoint-*/manifest.json")):
-            _fetch_checkpoint(server, stage, others[0], say)
+            finished = [run.info.run_id for run in runs if _finished(run)]
+            if finished and _fetch_result(server, stage, finished[0], say):
+                return True
+            if not finished and any(beats(server, run, waiting) for run in runs):
+                continue
+            ours = stage.sent(server.name).run_id
+            left = [run.info.run_id for run in runs if run.info.run_id not in (*finished, ours)]
+            if not left or any(stage.draft.glob("work/checkpoint-*/manifest.json")):
+                return False
+            if claimed(server, left[0]):
+                with beating(server, left[0]):
+                    _fetch_checkpoint(server, stage, left[0], say)
+                return False
     except AlignError:
         raise
     except Exception as error:  # stores raise what they like: botocore's own, or that a library is not there

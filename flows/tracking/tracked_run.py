@@ -19,6 +19,7 @@ from artifacts.syncing import write_whole
 from flows.running.run_folder import RunFolder
 from flows.tracking.compare_links import Place
 from flows.tracking.comparison_tables import TABLES
+from flows.tracking.earlier_run import FOLDER_TAG, RECIPE_TAG
 from flows.tracking.experiment_page import furnish
 from flows.tracking.headlines import run_params
 from flows.tracking.mlflow_server import MlflowServer, source_tags
@@ -72,6 +73,7 @@ class TrackedRun(RunFolder):
             "params": run_params(plan, origin.changes),
             "tags": {
                 "align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": origin.flow_run_id or "",
+                RECIPE_TAG: str(recipe.path.absolute()), FOLDER_TAG: str(recipe.path.resolve().parent),
                 **source_tags(source),
             },
             "data": [one for planned in plan.stages for one in read_by(planned)],

@@ -23,6 +23,7 @@ from flows.tracking.headlines import stage_params
 from flows.tracking.mlflow_server import KEY_TAG, USES_TAG, MlflowServer, source_tags
 from flows.tracking.notes import NOTE_TAG, stage_note, with_version
 from flows.tracking.points import send_points
+from flows.tracking.pulse import PULSE_TAG, first_beat
 from flows.tracking.sent import Sent
 from flows.tracking.stage_facts import data_of, flat, log_data, log_params, read_by
 from flows.tracking.stage_result import send_result
@@ -120,6 +121,8 @@ class TrackedStage:
         assert facts is not None
         own = {KEY_TAG: self.key, "align.run_id": facts["run_id"], "align.kind": "stage"}
         more = {USES_TAG: self.uses, PARENT_TAG: parent or "", **facts.get("tags", {})}
+        if not server.is_own:
+            more[PULSE_TAG] = first_beat(server.home)
         new = not sent.has("described")
         run = open_run(server, sent, facts, own, more)
         if new:

@@ -73,7 +73,10 @@ class Tracker:
         if self.server is None or self.courier is None or self.courier.lost:
             return False
         say = partial(self.watcher.line, planned.label)
-        return fetch(self.server, self.store, planned.uses, planned.key, say, waiting)
+        if fetch(self.server, self.store, planned.uses, planned.key, say, waiting):
+            return True
+        self.courier.making(TrackedStage(self.store, planned.uses, planned.key))
+        return False
 
     @contextmanager
     def following(self, planned: Planned) -> Iterator[None]:

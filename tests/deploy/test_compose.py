@@ -14,7 +14,7 @@ import pytest
 from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
 from prefect.cli.work_pool import update
 
-from flows.deployments.worker import ENDING_S, SAVING_S
+from flows.deployments.worker import ENDING_S, TELLING_S, TRAINER_S
 from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT
 from tests.deploy.compose_file import COMPOSE, MissingVariableError, answers, commands, compose, example, names, raw
 from tests.deploy.known_variables import unknown
@@ -182,7 +182,7 @@ def test_the_pool_has_a_limit_that_every_up_sets_and_keeps_what_else_was_set(giv
 @pytest.mark.parametrize("name", WORKERS)
 def test_a_worker_that_is_stopped_lets_its_run_save_and_has_the_time_for_it(name):
     assert SERVICES[name]["command"][:3] == ["python", "-m", "flows.deployments.worker"]
-    assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > SAVING_S + ENDING_S
+    assert float(SERVICES[name]["stop_grace_period"].removesuffix("s")) > TRAINER_S + TELLING_S + ENDING_S
 
 
 @pytest.mark.parametrize("name", WORKERS)

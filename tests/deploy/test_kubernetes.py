@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.deployments.worker import ENDING_S, SAVING_S
+from flows.deployments.worker import ENDING_S, TELLING_S, TRAINER_S
 from tests.deploy.compose_file import DEPLOY, answers, commands, compose, example
 from tests.deploy.known_variables import unknown
 from tests.deploy.test_compose import LISTENS, SECRET
@@ -185,6 +185,6 @@ def test_the_worker_with_a_gpu_lets_its_run_save_and_is_known_by_its_node():
     (container,) = pod["containers"]
     command = commands(container["args"][-1])[-1]
     assert command[0] == "exec" and command[1:] == compose(answers())["services"]["worker"]["command"]
-    assert pod["terminationGracePeriodSeconds"] > SAVING_S + ENDING_S
+    assert pod["terminationGracePeriodSeconds"] > TRAINER_S + TELLING_S + ENDING_S
     machine = {"name": "ALIGN_MACHINE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
     assert machine in container["env"]

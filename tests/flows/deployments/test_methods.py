@@ -101,18 +101,32 @@ def test_an_earlier_run_gives_its_stages_with_files_where_that_found_them(home: 
         wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run="mine-2"))
 
 
-def test_an_earlier_run_of_another_machine_is_found_in_mlflow(home: Path, tmp_path: Path, monkeypatch) -> None:
-    """A pod's home is empty each time."""
+@pytest.mark.parametrize("recipe", ["shipped", "mounted", "triggered"])
+def test_an_earlier_run_of_another_machine_is_found_in_mlflow(
+    recipe: str, home: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A pod's home is empty each time. What was triggered has whole paths, which lead behind a ConfigMap's links."""
+    mount = tmp_path / "recipes"
+    folder, behind = {"shipped": ("/other/clone/pipelines", "/other/clone/pipelines")}.get(
+        recipe, (str(mount), str(mount / "..2026_11_27"))
+    )
+    source = "quickstart_data/instructions.jsonl"
+    if recipe != "shipped":
+        (mount / "quickstart_data").mkdir(parents=True)
+        (mount / source).write_bytes((ROOT / "pipelines" / source).read_bytes())
     theirs = shared_server(tmp_path)
     monkeypatch.setattr(MlflowServer, "reach", lambda home: theirs)
     stages = {
         "base": {"uses": "base", "source": "builtin:tiny-llama"},
         "rows": {"uses": "data", "base": "base", "form": "demonstrations",
-                 "source": "quickstart_data/instructions.jsonl"},
+                 "source": f"{behind}/{source}" if recipe == "triggered" else source},
         "sft": {"uses": "sft", "base": "base", "data": "rows"},
     }  # fmt: skip
     (tmp_path / "recipe.json").write_text(json.dumps({"stages": stages}))
-    tags = {"align.run_id": "mine-1", "align.kind": "pipeline", "prefect.flow_run_id": "59d25630"}
+    tags = {
+        "align.run_id": "mine-1", "align.kind": "pipeline", "prefect.flow_run_id": "59d25630",
+        "align.recipe_file": f"{folder}/quickstart.yaml", "align.recipe_folder": behind,
+    }  # fmt: skip
     theirs.client.log_artifact(theirs.make("recipe", "mine-1", tags), str(tmp_path / "recipe.json"))
     keys = set()
     for named in ("mine-1", "59d25630"):

@@ -34,7 +34,7 @@ signal.signal(signal.SIGTERM, end)
 while True:
     time.sleep(0.1)
 """
-SUPERVISED = "import sys; from flows.deployments.worker import supervise; sys.exit(supervise(sys.argv[1:], 10))"
+SUPERVISED = "import sys; from flows.deployments.worker import supervise; sys.exit(supervise(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def worker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_asked_to_end_it_lets_its_flow_runs_save_first(worker, tmp_path: Path, number) -> None:
     worker.send_signal(number)
     assert worker.wait(20) == 0

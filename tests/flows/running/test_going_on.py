@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -128,6 +129,21 @@ def test_what_another_machine_made_afresh_is_not_taken_for_what_is_to_be_made(
     assert (first["sft"].payload["refresh"], second["sft"].payload["refresh"]) == (1, 2)
     assert second["dpo"].payload["inputs"]["policy"] == second["sft"].key and "refresh" not in second["dpo"].payload
     assert plan_to_run(wanted, store, None, offline=True)["sft"].key == first["sft"].key
+
+
+def test_tried_again_on_another_machine_a_flow_run_makes_nothing_afresh_once_more(
+    store: Store, write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = shared_server(tmp_path)
+    monkeypatch.setattr(MlflowServer, "reach", lambda home: theirs)
+    wanted = Wanted(write_recipe(chain()), refresh=("sft",))
+    first = plan_to_run(wanted, store, FLOW_RUN, offline=False)
+    run = theirs.make("recipe", "recipe-1", {"prefect.flow_run_id": FLOW_RUN, "align.kind": "pipeline"})
+    payloads = {each.label: each.payload for each in first.stages}
+    theirs.client.log_text(run, json.dumps(payloads), "plan.json")
+    theirs.client.set_terminated(theirs.make("recipe", "sft", {KEY_TAG: first["sft"].key}), "FINISHED")
+    assert plan_to_run(wanted, store, FLOW_RUN, offline=False)["sft"].key == first["sft"].key
+    assert plan_to_run(wanted, store, FLOW_RUN[::-1], offline=False)["sft"].payload["refresh"] == 2
 
 
 def test_it_waits_while_its_earlier_process_is_there_and_says_so(store: Store, plan: Plan) -> None:

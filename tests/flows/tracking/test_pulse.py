@@ -16,7 +16,7 @@ from flows.tracking import pulse
 from flows.tracking.courier import Courier
 from flows.tracking.elsewhere import fetch
 from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
-from flows.tracking.pulse import PULSE_TAG, Pulse, maker_of
+from flows.tracking.pulse import PULSE_TAG, Pulse, claimed, first_beat
 from flows.tracking.tracked_stage import TrackedStage
 from tests.flows.shared_server import shared_server
 
@@ -28,7 +28,7 @@ class Theirs:
 
     def __init__(self, folder: Path) -> None:
         self.server = shared_server(folder)
-        self.run = self.server.make("recipe", "sft", {KEY_TAG: KEY, PULSE_TAG: "rack-7:/data/align 4"})
+        self.run = self.server.make("recipe", "sft", {KEY_TAG: KEY, PULSE_TAG: "rack-7 a1b2c3d4 4"})
         for name in ("optimizer.pt", "manifest.json"):
             (folder / name).write_text("{}")
             self.server.client.log_artifact(self.run, str(folder / name), "checkpoints/checkpoint-8")
@@ -47,7 +47,7 @@ class Theirs:
 def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Theirs:
     monkeypatch.setattr(pulse, "POLL_S", 0.05)
     monkeypatch.setattr(pulse, "BEAT_S", 0.2)
-    monkeypatch.setattr(pulse, "WATCHED_S", 2.0)
+    monkeypatch.setattr(pulse, "WATCHED_S", 5.0)
     return Theirs(tmp_path)
 
 
@@ -60,7 +60,7 @@ def at_work(theirs: Theirs) -> Iterator[threading.Event]:
         number = 4
         while not over.wait(0.2):
             number += 1
-            theirs.server.client.set_tag(theirs.run, PULSE_TAG, f"rack-7:/data/align {number}")
+            theirs.server.client.set_tag(theirs.run, PULSE_TAG, f"rack-7 a1b2c3d4 {number}")
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -93,7 +93,7 @@ def test_a_run_that_nobody_works_on_any_more_is_taken_over(store: Store, theirs:
 def test_nobody_waits_for_what_can_be_no_other_machines(store: Store, theirs: Theirs, what: str) -> None:
     client = theirs.server.client
     if what == "ours":
-        client.set_tag(theirs.run, PULSE_TAG, f"{maker_of(theirs.server.home)} 7")
+        client.set_tag(theirs.run, PULSE_TAG, first_beat(theirs.server.home))
     elif what == "killed":
         client.set_terminated(theirs.run, "KILLED")
     else:
@@ -110,25 +110,64 @@ def test_who_waits_can_be_ended(store: Store, theirs: Theirs, at_work: threading
         fetch(theirs.server, store, "sft", KEY, theirs.said.append, ended)
 
 
-def test_the_run_of_a_stage_beats_while_it_is_made_and_no_longer(store: Store, theirs: Theirs) -> None:
-    stage = TrackedStage(store, "sft", KEY)
+def test_of_two_who_would_go_on_with_what_was_left_one_does(store: Store, theirs: Theirs, tmp_path: Path) -> None:
+    """Who comes second waits, since the first's pulse is in the run by then."""
+    assert claimed(theirs.server, theirs.run)
+    other = MlflowServer(tmp_path / "theirs")
+    other.home, other.is_own, other.name = tmp_path / "another home", False, "theirs"
+    waited: list[str] = []
+
+    def told(who: str) -> None:
+        waited.append(who)
+        theirs.server.client.set_terminated(theirs.run, "KILLED")
+
+    assert not fetch(other, store, "sft", KEY, theirs.said.append, told)
+    assert waited and theirs.said == [f"goes on from checkpoint-8, fetched from {other.shown}"]
+
+
+def seen(theirs: Theirs, times: int) -> None:
+    """Wait for so many different beats of ours."""
+    ours, found = first_beat(theirs.server.home).rpartition(" ")[0], set()
+    deadline = time.monotonic() + 30
+    while len(found) < times:
+        assert time.monotonic() < deadline
+        found |= {theirs.pulse} if theirs.pulse.startswith(ours) else set()
+
+
+def test_the_run_of_a_stage_beats_until_all_of_it_is_there(store: Store, theirs: Theirs, monkeypatch) -> None:
+    stage, sent = TrackedStage(store, "sft", KEY), threading.Event()
     stage.sent("theirs").made(theirs.run)
+    monkeypatch.setattr(TrackedStage, "facts", {"run_id": "recipe-1"})
+    monkeypatch.setattr(TrackedStage, "send", lambda *words: sent.is_set())
     courier = Courier(theirs.server, Watcher())
     courier.start()
     try:
-        assert theirs.pulse.startswith("rack-7")
+        courier.making(stage)  # which may wait for a GPU
+        seen(theirs, 2)
         courier.carry(stage, "RUNNING")
-        deadline, seen = time.monotonic() + 20, set()
-        while len(seen) < 3:
+        seen(theirs, 2)
+        courier.carry(stage, "FINISHED")  # and is large
+        seen(theirs, 3)
+        sent.set()
+        deadline = time.monotonic() + 30
+        while courier._at_work():
             assert time.monotonic() < deadline
-            seen |= {theirs.pulse} if theirs.pulse.startswith(maker_of(theirs.server.home)) else set()
-        courier.carry(stage, "KILLED")
-        time.sleep(0.5)
+            time.sleep(0.05)
+        time.sleep(1)
         last = theirs.pulse
-        time.sleep(0.7)
+        time.sleep(1)
         assert theirs.pulse == last
     finally:
         courier.finish(lambda: None, 5)
+
+
+def test_a_run_that_is_made_has_its_pulse_from_the_beginning(theirs: Theirs, store: Store, monkeypatch) -> None:
+    facts = {"run_id": "recipe-1", "experiment": "recipe", "name": "sft", "params": {}, "data": []}
+    monkeypatch.setattr(TrackedStage, "facts", facts)
+    monkeypatch.setattr(TrackedStage, "_describe", lambda *words: None)
+    stage = TrackedStage(store, "sft", "m" * 64)
+    made = stage._open(theirs.server, stage.sent("theirs"), None)
+    assert theirs.server.client.get_run(made).data.tags[PULSE_TAG] == first_beat(theirs.server.home)
 
 
 def test_a_home_by_itself_has_no_pulse(store: Store, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from artifacts.store import Store
 from flows.commands.planning import Wanted, plan_of
 from flows.records import RunRecord
 from flows.running.watch import Watcher
-from flows.tracking import artifact_files, sync
+from flows.tracking import artifact_files, courier, sync
 from flows.tracking.artifact_files import put_checkpoints
 from flows.tracking.courier import Courier
 from flows.tracking.elsewhere import fetch
@@ -123,8 +123,27 @@ def test_how_long_the_end_of_a_run_waits_is_as_the_environment_says(tmp_path: Pa
     assert Courier(theirs, Watcher()).patience_s == 3600
 
 
-@pytest.mark.parametrize("said", ["long", "-1", "nan"])
+@pytest.mark.parametrize("said", ["long", "-1", "nan", "inf", "1e12"])
 def test_a_patience_that_is_no_time_is_refused_before_anything_runs(tmp_path: Path, monkeypatch, said: str) -> None:
     monkeypatch.setenv("ALIGN_SEND_PATIENCE", said)
     with pytest.raises(UserError, match=f"ALIGN_SEND_PATIENCE: wanted a number of seconds, 0 or more, got '{said}'"):
         Courier(shared_server(tmp_path), Watcher())
+
+
+@pytest.mark.parametrize("patience", ["60", None])
+def test_where_nothing_may_be_left_behind_the_end_of_a_run_tries_again(tmp_path: Path, monkeypatch, patience) -> None:
+    """Elsewhere `align sync` has another day: nobody waits there for a server that is gone."""
+    monkeypatch.setattr(courier, "INTERVAL_S", 0.1)
+    if patience is not None:
+        monkeypatch.setenv("ALIGN_SEND_PATIENCE", patience)
+    calls: list[int] = []
+
+    def last() -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            raise EndpointConnectionError("it is just being restarted")
+
+    sending = Courier(shared_server(tmp_path), Watcher())
+    sending.start()
+    assert sending.finish(last, 10) == (patience is not None)
+    assert len(calls) == (3 if patience is not None else 1)

@@ -24,6 +24,7 @@ from tasks.job import Job
 from tasks.registry import STAGES
 from tasks.training import checkpoints
 from tests.left import left_in
+from tests.tasks.forked import with_locks_of_its_own
 
 SCORER = f"{Path(__file__).parent / 'rl' / 'scorers.py'}:letters"
 TRAINING = {"learning_rate": 3e-3, "epochs": 2.5, "eval_rows": 4}
@@ -85,6 +86,7 @@ def test_every_registered_stage_has_its_case():
 
 def work(job: Job, log: Path, dies_before_manifest: int, dies_after: str) -> None:
     """What `python -m tasks job.json` does, in a process of its own; may die amid its nth save, or after one."""
+    with_locks_of_its_own()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)

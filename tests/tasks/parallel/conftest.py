@@ -14,6 +14,7 @@ import pytest
 from tasks.job import Job
 from tasks.parallel.launching import _ending_of, _together, members
 from tasks.parallel.settings import Mode
+from tests.tasks.forked import with_locks_of_its_own
 from tests.tasks.parallel.members import Members
 from tests.tasks.parallel.stages import FIELDS, execution
 from tests.tasks.rl.runs import World
@@ -121,6 +122,7 @@ def run_here(job: Job) -> list[int]:
         return statuses
     pid = os.fork()
     if pid == 0:
+        with_locks_of_its_own()
         out = os.open(job.draft / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)

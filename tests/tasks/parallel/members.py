@@ -14,6 +14,7 @@ import yaml
 
 from tasks.job import Job
 from tasks.parallel.launching import CONFIGS, members
+from tests.tasks.forked import with_locks_of_its_own
 
 
 def free_port() -> int:
@@ -46,6 +47,7 @@ def environment(job: Job, rank: int, port: int) -> dict[str, str]:
 
 
 def work(job: Job, rank: int, port: int, before: Callable[[int], None]) -> None:
+    with_locks_of_its_own()
     out = os.open(job.draft / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)

@@ -83,7 +83,7 @@ def test_the_peak_is_near_one_file_and_the_index_names_what_was_added(kitchen, s
     )
     assert done.returncode == 0, done.stderr
     peak = json.loads(done.stdout.splitlines()[-1])
-    assert peak < 4 * largest, f"{peak / MIB:.0f} MiB of a model of {size / MIB:.0f}"
+    assert peak < 5 * largest, f"{peak / MIB:.0f} MiB of a model of {size / MIB:.0f}"
     assert [file.name for file in sorted((draft / "out").glob("*.safetensors"))] == [file.name for file in files]
     merged, ids = AutoModelForCausalLM.from_pretrained(draft / "out").eval(), torch.arange(5, 25)[None]
     with torch.no_grad():

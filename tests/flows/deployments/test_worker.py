@@ -22,7 +22,7 @@ def save(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
 Path(sys.argv[1], "at work").touch()
-time.sleep(60)
+time.sleep(20)
 """
 WORKER = f"""
 import signal, subprocess, sys, time
@@ -38,16 +38,16 @@ SUPERVISED = "import sys; from flows.deployments.worker import supervise; sys.ex
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def worker(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     words = [sys.executable, "-c", SUPERVISED, sys.executable, "-c", WORKER, str(tmp_path)]
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=ROOT)
     deadline = time.monotonic() + 30
     while not (tmp_path / "at work").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

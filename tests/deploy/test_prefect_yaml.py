@@ -156,3 +156,15 @@ def test_a_pod_has_its_nodes_name_though_prefect_adds_variables():
 
 def test_a_pod_that_is_ended_has_the_time_to_save():
     assert made_by_the_worker()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 90
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes/gpu-worker.yaml", "kubernetes/setup.yaml"])
+def test_what_is_deployed_by_pattern_is_every_deployment_on_processes(name: str) -> None:
+    """Prefect's `align*` wants something after `align`."""
+    from prefect.cli.deploy._config import _parse_name_from_pattern
+
+    (words,) = [line for line in (DEPLOY / name).read_text().splitlines() if "--name align --name" in line]
+    patterns = re.findall(r"--name '?([\w*-]+)'?", words)
+    every = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())["deployments"]
+    found = [one for pattern in patterns for one in _parse_name_from_pattern(every, pattern)]
+    assert found == [one["name"] for one in every if one["work_pool"] == {"name": "local"}]

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import UserError
-from flows.deployments.deployed import ROOT
 from flows.records import find_record, load_records
 from flows.tracking.earlier_run import FOLDER_TAG, RECIPE_TAG, EarlierRun, earlier_run
 from flows.tracking.tracked_run import TrackedRun
+from pipelines.allowed import SHIPPED
 from tasks.registry import stage_class
 from tasks.sources import first_there
 
 RECIPE = "recipe.json"
-SHIPPED = ROOT / "pipelines"
 
 
 def earlier_stages(home: Path, run_id: str) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import flows.before_prefect  # noqa: F401
@@ -25,12 +24,10 @@ from flows.deployments.form_fields import ABOUT_DATA, MOST_TRAININGS, compare_fi
 from flows.deployments.form_flow import form_flow, write_recipe
 from flows.home import align_home
 from flows.running.stages import run_stages
+from pipelines.allowed import SHIPPED
 from pipelines.forms import Form, methods, needed_data, recipe_of
 from tasks.registry import stage_class
 from tasks.sources import first_there
-
-SHIPPED = Path(__file__).resolve().parents[2] / "pipelines"
-"""Where names of files in a form are looked for first: what the quickstart reads is there."""
 
 
 def wanted_of(name: str, chosen: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> Wanted:
@@ -55,7 +52,7 @@ def wanted_of(name: str, chosen: Mapping[str, Mapping[str, Any]], given: Mapping
 
 
 def _found(source: str) -> str:
-    """A shipped file by its whole path; anything else as it is, whether or not it is there."""
+    """A shipped file by its whole path (the quickstart's are); anything else as it is, whether or not it is there."""
     with suppress(ValueError):  # a byte 0 in it
         path = (SHIPPED / source).resolve()
         if path.is_relative_to(SHIPPED) and first_there([path]):

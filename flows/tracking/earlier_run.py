@@ -45,6 +45,6 @@ def earlier_run(home: Path, tags: Sequence[str], value: str, file: str) -> Earli
                 with aside(home) as part:
                     kept = Path(server.client.download_artifacts(run.info.run_id, file, str(part)))
                     return EarlierRun(dict(run.data.tags), json.loads(kept.read_text()))
-    except Exception as error:  # an artifact store raises what it likes
+    except Exception as error:  # botocore's, a library that is not there: stores share no kind of error
         raise UserError(f"{value}: MLflow at {server.shown} does not give its {file}: {reason(error)}") from error
     return None

@@ -32,14 +32,16 @@ def fetch(server: MlflowServer, store: Store, uses: str, key: str, say: Say, wai
     """
     if server.is_own:
         return False
-    stage = TrackedStage(store, uses, key)
+    stage, refused = TrackedStage(store, uses, key), set[str]()
     try:
         while True:
             runs = _runs(server, key)
             finished = [run.info.run_id for run in runs if _finished(run)]
-            if finished and _fetch_result(server, stage, finished[0], say):
-                return True
-            if not finished and any(beats(server, run, waiting) for run in runs):
+            if finished and finished[0] not in refused:
+                if _fetch_result(server, stage, finished[0], say):
+                    return True
+                refused.add(finished[0])  # somebody may be making it again
+            if any(beats(server, run, waiting) for run in runs):
                 continue
             ours = stage.sent(server.name).run_id
             left = [run.info.run_id for run in runs if run.info.run_id not in (*finished, ours)]

@@ -115,11 +115,17 @@ def test_a_sweep_that_was_made_afresh_is_planned_again_as_it_was(store: Store, w
     assert again["dpo@beta=0.2"].payload["refresh"] == 1
 
 
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
+    """The server of several machines."""
+    server = shared_server(tmp_path)
+    monkeypatch.setattr(MlflowServer, "reach", lambda home: server)
+    return server
+
+
 def test_what_another_machine_made_afresh_is_not_taken_for_what_is_to_be_made(
-    store: Store, write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, write_recipe, theirs: MlflowServer
 ) -> None:
-    theirs = shared_server(tmp_path)
-    monkeypatch.setattr(MlflowServer, "reach", lambda home: theirs)
     wanted = Wanted(write_recipe(chain()), refresh=("sft",))
     first = plan_to_run(wanted, store, None, offline=False)
     run = theirs.make("recipe", "sft", {KEY_TAG: first["sft"].key})
@@ -132,10 +138,8 @@ def test_what_another_machine_made_afresh_is_not_taken_for_what_is_to_be_made(
 
 
 def test_tried_again_on_another_machine_a_flow_run_makes_nothing_afresh_once_more(
-    store: Store, write_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, write_recipe, theirs: MlflowServer
 ) -> None:
-    theirs = shared_server(tmp_path)
-    monkeypatch.setattr(MlflowServer, "reach", lambda home: theirs)
     wanted = Wanted(write_recipe(chain()), refresh=("sft",))
     first = plan_to_run(wanted, store, FLOW_RUN, offline=False)
     run = theirs.make("recipe", "recipe-1", {"prefect.flow_run_id": FLOW_RUN, "align.kind": "pipeline"})

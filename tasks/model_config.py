@@ -22,7 +22,10 @@ def config_at(path: Path) -> dict[str, Any]:
     if name != path.name and name in TINY:
         return tiny_config(name)
     if path.suffix == ".gguf" and path.is_file():
-        return _gguf_config(path, path.stat().st_mtime_ns)
+        found = _gguf_config(path, path.stat().st_mtime_ns)
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
     config: Any = json.loads((path / "config.json").read_text())
     if not isinstance(config, dict):
         raise ValueError(f"{path / 'config.json'}: wanted an object, got {type(config).__name__}")
@@ -30,15 +33,16 @@ def config_at(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _gguf_config(path: Path, changed: int) -> dict[str, Any]:
-    """What decides the shape, from the header, with the `name` and `licence` that it says.
+def _gguf_config(path: Path, changed: int) -> dict[str, Any] | str:
+    """What decides the shape, from the header, with the `name` and `licence` that it says; or what is wrong with it,
+    which takes as long to find out.
 
     `changed` makes another file under the same name another one.
     """
     try:
         return _from_header(path)
     except Exception as error:  # the reader checks little: numpy says what it likes of a header that is cut off
-        raise ValueError(f"{path}: its header can't be read ({type(error).__name__}: {error})") from error
+        return f"{path}: its header can't be read ({type(error).__name__}: {error})"
 
 
 def _from_header(path: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ ONCE, ACCUMULATING, AGAIN, HALF, ROLLOUT = 0.6, 0.8, 1.2, 0.3, 0.3
 """What glibc's allocator holds on a CPU beside what lives in it, as a share of the activations and logits. It keeps
 what it once had, since trainers are started so (flows/running/launch.py: giving it back costs time); tensors of one
 length leave holes too small for those of the next. Measured with the quickstart's shape on two cores: batches in one
-pass; in several, where gradients lie between the holes; where checkpointing makes tensors again amid the backward pass;
-in half precision; and in PPO, whose update has the shapes of the passes before it, and in evaluations."""
+pass; in several, where gradients lie between the holes, and over 4-bit layers, which are multiplied out amid them;
+where checkpointing makes tensors again amid the backward pass; in half precision; and in PPO, whose update has the
+shapes of the passes before it, and in evaluations."""
 
 
 @dataclass(frozen=True)

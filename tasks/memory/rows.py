@@ -62,7 +62,7 @@ class Case:
             return AGAIN
         if self.model.bytes_each == 2:
             return HALF
-        return ACCUMULATING if self.micro < self.batch else ONCE
+        return ACCUMULATING if self.micro < self.batch or self.model.in_4_bits else ONCE
 
     @property
     def largest(self) -> int:

@@ -17,7 +17,7 @@ from tasks.memory.activations import passing
 from tasks.memory.adapted import Adapted
 from tasks.memory.lengths import Lengths
 from tasks.memory.online import Judge, Sampled
-from tasks.memory.parts import ONCE, Memory, fullest
+from tasks.memory.parts import ACCUMULATING, ONCE, Memory, fullest
 from tasks.memory.rows import Case
 from tasks.rl.best import SAMPLING_BATCH
 from tasks.shape import ModelShape
@@ -182,7 +182,9 @@ def test_a_base_is_quantised_layer_by_layer_on_a_gpu() -> None:
     shape = replace(case().shape, bytes_each=2)
     four_bits = int(4.127 / 8 * 4 * LAYER) + 4 * (WEIGHTS - 4 * LAYER)
     assert reading.quantize(shape, "cuda").total == pytest.approx(four_bits + 4 * 256 * 640, abs=1)
-    assert reading.quantize(shape, "cpu").weights == pytest.approx(2 * WEIGHTS + 4.127 / 8 * 4 * LAYER, abs=1)
+    there = reading.quantize(shape, "cpu")
+    assert there.weights == pytest.approx(2 * WEIGHTS + 4.127 / 8 * 4 * LAYER, abs=1)
+    assert there.allocator == pytest.approx(0.35 * 4 * 4 * LAYER, abs=1)
 
 
 def test_converting_takes_the_weights_in_float32_and_what_is_beside_them() -> None:
@@ -198,6 +200,13 @@ def test_the_fullest_moment_counts_and_holes_are_a_cpus_alone() -> None:
     assert large.total == sum(large.parts().values()) == 205
     assert small.with_holes("cuda") == small
     assert small.with_holes("cpu").allocator == int(100 * ONCE)
+
+
+def test_what_lies_between_the_holes_makes_more_of_them() -> None:
+    plain = case()
+    assert plain.holes == ONCE
+    assert replace(plain, micro=2).holes == ACCUMULATING
+    assert replace(plain, shape=replace(plain.shape, in_4_bits=True)).holes == ACCUMULATING
 
 
 @pytest.mark.parametrize(

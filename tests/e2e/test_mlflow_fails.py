@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from flows.tracking.tracker import HURRY_S
 from tests.e2e.conftest import Shop
-from tests.e2e.mlflow_servers import Mlflow
+from tests.e2e.mlflow_servers import Mlflow, MlflowWithLogins
 from tests.e2e.servers import free_port
 
 pytestmark = pytest.mark.e2e
@@ -79,6 +79,32 @@ def test_a_server_that_dies_amid_a_stage_gets_all_when_it_is_back(mlflow, tmp_pa
     record = shop.align("show", "last", "--json").json
     assert_complete(MlflowClient(mlflow.uri), record)
     assert_nothing_left(shop, MLFLOW_TRACKING_URI=mlflow.uri)
+
+
+@pytest.mark.slow
+def test_a_login_that_ends_amid_a_stage_costs_nothing(tmp_path, monkeypatch):
+    """As a token does that runs out: the run ends as it would, says what waits, and a new login sends it."""
+    server = MlflowWithLogins(tmp_path / "mlflow", "until noon and no longer")
+    server.start()
+    try:
+        shop, where = Shop(tmp_path), {"MLFLOW_TRACKING_URI": server.uri}
+        old = {**where, **server.login()}
+        run = shop.start("run", *RECIPE, "sft.epochs=6", "--json", **old)
+        until_sft_has_a_point(shop, run)
+        server.change_password("from noon on another one")
+        out, err = run.communicate(timeout=300)
+        assert run.returncode == 0, err
+        assert {stage["status"] for stage in json.loads(out)["stages"]} == {"ran"}
+        assert "it waits on disk" in err and "align sync" in err and "Traceback" not in err
+        refused = shop.align("sync", **old)
+        assert refused.status == 2 and "MLFLOW_TRACKING_PASSWORD" in refused.err
+        answer = shop.align("sync", "--json", **where, **server.login())
+        assert answer.status == 0 and {line["stage"] for line in answer.json["sent"]} >= {None, "sft"}
+        for name, value in server.login().items():
+            monkeypatch.setenv(name, value)
+        assert_complete(MlflowClient(server.uri), shop.align("show", "last", "--json").json)
+    finally:
+        server.stop()
 
 
 def test_offline_nothing_is_asked_of_mlflow_and_sync_brings_all(first, tmp_path):

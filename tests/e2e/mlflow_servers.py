@@ -1,4 +1,4 @@
-"""A real MLflow server, with its artifacts in a folder or in an S3-compatible store, for everybody or who has a login."""
+"""A real MLflow server, its artifacts in a folder or an S3-compatible store, for everybody or for who has a login."""
 
 from __future__ import annotations
 

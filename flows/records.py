@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -102,11 +103,17 @@ class RunRecord:
     def save(self, home: Path, *, as_of_before: bool = False) -> None:
         """Write it under `home`; `as_of_before` keeps its time, by which runs are ordered."""
         file = self.file(home)
-        stat = file.stat() if as_of_before else None
+        at = file.stat().st_mtime_ns if as_of_before else self._after_all(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(self.as_dict(), indent=1))
-        if stat is not None:
-            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        if at is not None:
+            os.utime(file, ns=(at, at))
+
+    def _after_all(self, file: Path) -> int | None:
+        """A time after every other record's, where the clock, set back meanwhile, does not give one."""
+        others = [path.stat().st_mtime_ns for path in file.parent.glob("*.json") if path != file]
+        newest = max(others, default=0)
+        return newest + 1 if newest > time.time_ns() else None
 
     @property
     def reports(self) -> dict[str, Path]:
@@ -130,11 +137,12 @@ def load_records(home: Path) -> list[RunRecord]:
     return [RunRecord.read(path) for path in paths]
 
 
-def run_id_for(home: Path, recipe: str, flow_run_id: str | None) -> str:
-    """The id of the run that a flow run is: a new one, or its own if it was begun before, and retried or resumed."""
-    own = (record for record in load_records(home) if flow_run_id is not None and record.flow_run_id == flow_run_id)
-    if (found := next(own, None)) is not None and found.run_id.startswith(f"{recipe}-"):
-        return found.run_id
+def run_id_for(home: Path, recipe: str, flow_run_id: str | None, elsewhere: str | None = None) -> str:
+    """The id of the run that a flow run is: a new one, or its own if it was begun before, and retried or resumed; here,
+    or as `elsewhere`, on another machine."""
+    own = (record.run_id for record in load_records(home) if flow_run_id and record.flow_run_id == flow_run_id)
+    if (found := next(own, elsewhere)) is not None and found.startswith(f"{recipe}-"):
+        return found
     return f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.errors import UserError
 from flows.records import find_record, load_records
-from flows.tracking.earlier_run import FOLDER_TAG, RECIPE_TAG, EarlierRun, earlier_run
+from flows.tracking.earlier_run import FLOW_RUN_TAG, FOLDER_TAG, RECIPE_TAG, EarlierRun, earlier_run
 from flows.tracking.tracked_run import TrackedRun
 from pipelines.allowed import SHIPPED
 from tasks.registry import stage_class
@@ -28,7 +28,7 @@ def earlier_stages(home: Path, run_id: str) -> dict[str, dict[str, Any]]:
     try:
         record = flow_runs.get(run_id) or find_record(home, run_id)
     except UserError as error:
-        if (found := earlier_run(home, ("align.run_id", "prefect.flow_run_id"), run_id, RECIPE)) is None:
+        if (found := earlier_run(home, ("align.run_id", FLOW_RUN_TAG), run_id, RECIPE)) is None:
             raise error from None
         return _with_files(found.content["stages"], lambda source: _here(source, found))
     kept = TrackedRun(home, record.run_id).files / RECIPE

@@ -18,7 +18,10 @@ from artifacts.errors import UserError
 from artifacts.fingerprint import digest
 from flows.deployments.form_fields import Shown
 from flows.home import align_home
+from flows.running.outlasting import outlast_prefect
 from flows.running.stages import Answer, answer
+
+outlast_prefect()  # before Prefect's engine, which imports the flow, begins it
 
 
 def form_flow(

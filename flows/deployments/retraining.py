@@ -7,6 +7,7 @@ says what was decided of such a model before.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from artifacts.errors import UserError
 from artifacts.store import Store
+from flows.addresses import reason
 from flows.commands.planning import Wanted, plan_of
 from flows.deployments.form_flow import write_recipe
 from flows.home import align_home
@@ -24,6 +26,7 @@ from flows.registry.promoting import Opponent, promote
 from flows.registry.versions import CHAMPION, Versions
 from flows.running.stages import run_stages
 from flows.tracking.mlflow_server import DIGEST_TAG, MlflowServer
+from flows.tracking.tracked_stage import TrackedStage
 from pipelines.challenge import Challenger
 from pipelines.gate import Condition, conditions
 
@@ -118,9 +121,19 @@ def _check_fit(champion: ModelVersion, challenger: Challenger, adopting: Wanted)
     except UserError as error:
         raise UserError(
             f"{champion.name} version {champion.version}, the champion, is not from the base that this recipe trains, "
-            f"and can't be measured beside it: {error}; give `model` another name, or promote a model of this base "
-            "by hand"
+            f"and could not be fetched to be measured beside it: {error}; if it is of another kind, give `model` "
+            "another name, or promote a model of this base by hand"
         ) from error
+
+
+def _deliver(server: MlflowServer, stage: TrackedStage, parent: str | None) -> None:
+    """See that the server has the challenger's files, which the registry wants: to send a large model may take longer
+    than its run waits for that. Raises UserError where the server does not take them."""
+    try:
+        while not stage.send(server, parent, "FINISHED"):  # its run is sending them
+            time.sleep(1)
+    except Exception as error:  # stores share no kind of error
+        raise UserError(f"{stage.result.name}: MLflow at {server.shown} does not take it: {reason(error)}") from error
 
 
 def _decide(
@@ -135,6 +148,7 @@ def _decide(
             decision = made_again(versions, champion, key, run_id)
             decision.remember(versions, str(champion.version), question)
         return decision
+    _deliver(versions.server, TrackedStage(Store(align_home()), challenger.model.uses, key), run["mlflow_run_id"])
     done = promote(f"{run_id}:{label}", CHAMPION, name=versions.name, must=asked.must,
                    report=f"{run_id}:{challenger.report.label}", over=over)  # fmt: skip
     assert done.version is not None  # with an opponent it is a version either way

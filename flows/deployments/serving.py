@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UserError
@@ -98,15 +100,16 @@ def main() -> None:
     from prefect import serve
 
     from flows.home import align_home
-    from flows.running.lost import end_all_lost, tell_prefect
+    from flows.running.lost import tell_of_all
+    from flows.running.outlasting import outlast_prefect
     from flows.running.shown_slots import install_limits
     from flows.servers.crash_rule import wait_for_prefect
 
     wait_for_prefect()
     install_rules()
     install_limits()
-    for lost in end_all_lost(align_home()):  # with the machine, say
-        tell_prefect(align_home(), lost)
+    tell_of_all(align_home(), partial(print, file=sys.stderr))  # of what ended with the machine, say
+    outlast_prefect()
     serve(*found, pause_on_shutdown=False, print_starting_message=False, limit=limit)
 
 

@@ -13,7 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
+from artifacts.errors import ServerError
 from flows.running.launch import GRACE
 from flows.seconds import seconds
 from flows.servers.processes import Started, children, end_asked, tell
@@ -60,5 +63,18 @@ def _end_flow_runs(worker: Started, saving_s: float) -> None:
         time.sleep(POLL_S)
 
 
+def tell_of_lost() -> None:
+    """A flow run that was lost with the machine would else be `Running` for ever, and keep its place in the pool."""
+    import flows.before_prefect  # noqa: F401
+    from flows.home import align_home
+    from flows.running.lost import tell_of_all
+    from flows.servers.crash_rule import wait_for_prefect
+
+    with suppress(ServerError):  # the worker says it better
+        wait_for_prefect()
+        tell_of_all(align_home(), partial(print, file=sys.stderr))
+
+
 if __name__ == "__main__":
-    sys.exit(supervise([sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]))
+    tell_of_lost()
+    sys.exit(supervise([sys.executable, "-m", "flows.deployments.patient_prefect", "worker", "start", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.store import Store
 from flows.commands.planning import Wanted, plan_of
 from flows.records import load_records
-from flows.tracking.earlier_run import earlier_run
+from flows.tracking.earlier_run import FLOW_RUN_TAG, earlier_run
 from flows.tracking.elsewhere import is_made
 from flows.tracking.mlflow_server import MlflowServer
 from flows.tracking.tracked_run import TrackedRun
@@ -36,7 +36,7 @@ def _begun_with(flow_run_id: str, home: Path, offline: bool) -> dict[str, int] |
     """
     if (own := next((one for one in load_records(home) if one.flow_run_id == flow_run_id), None)) is not None:
         payloads = json.loads((TrackedRun(home, own.run_id).files / PLAN).read_text())
-    elif not offline and (other := earlier_run(home, ["prefect.flow_run_id"], flow_run_id, PLAN)) is not None:
+    elif not offline and (other := earlier_run(home, [FLOW_RUN_TAG], flow_run_id, PLAN)) is not None:
         payloads = other.content
     else:
         return None

@@ -13,6 +13,7 @@ from typing import Any
 from artifacts.errors import AlignError, StageError, UserError
 from flows.running.execute import StageResult, missing
 from flows.running.launch import ENDING, end_trainers
+from flows.running.steering import SAVING_S, pause_asked_for
 from flows.running.watch import Watcher
 from pipelines.plan import Plan, Planned
 
@@ -104,5 +105,5 @@ def _workers(jobs: int) -> Iterator[Executor]:
             yield workers
         except BaseException:  # Ctrl-C too, which only the main thread hears
             workers.shutdown(wait=False, cancel_futures=True)
-            end_trainers()
+            end_trainers(SAVING_S if pause_asked_for() else None)
             raise

@@ -32,6 +32,7 @@ from flows.running.run_page import OnPage, flow_page, show_plan, show_report
 from flows.running.schedule import Schedule
 from flows.running.steering import leave, pause_asked_for, pausing, suspended
 from flows.running.watch import Watcher, watcher
+from flows.tracking.earlier_run import begun_elsewhere
 from flows.tracking.tracked_run import Origin
 from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan, Planned
@@ -78,12 +79,16 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     store.check_writable(sum(p.stage.disk_bytes() for p in plan.stages if not store.folder(p.uses, p.key).exists()))
     said = verdicts(plan, store)
     _say(plan, said, wanted, watch)
-    run_id = run_id_for(store.home, plan.recipe.name, flow_run.id)
-    origin = Origin(flow_run.id, flow_page(), wanted.changes)
+    # Only a run of a deployment is tried again on another machine.
+    shared = deployment.id is not None and not offline_tracking
+    elsewhere = begun_elsewhere(store.home, flow_run.id) if shared else None
+    run_id = run_id_for(store.home, plan.recipe.name, flow_run.id, elsewhere)
+    origin = Origin(flow_run.id, flow_page(), wanted.changes, _running_since())
     tracker = Tracker.begin(store, plan, run_id, origin, watch, offline=offline_tracking)
-    for lost in end_all_lost(store.home):
-        tell_prefect(store.home, lost)
-        tracker.also(lost)
+    lost = end_all_lost(store.home)
+    tell_prefect(store.home, lost, partial(watch.line, "prefect"))
+    for one in lost:
+        tracker.also(one)
     watch.begin(run_id, tracker.run.log)
     results: dict[str, StageResult] = {}
 
@@ -108,8 +113,18 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
         raise
     show_report(summary, run_id, tracker)
     leave()
+    if tracker.lacks:
+        lacking = "MLflow does not have all of it, and what it lacks goes with this disk; its log says why"
+        schedule.errors.append(StageError(f"{run_id}: {lacking}"))
     _raise(schedule.errors)
     return record.as_dict()
+
+
+def _running_since() -> float | None:
+    """By the clock of Prefect's server."""
+    context = FlowRunContext.get()
+    state = context.flow_run.state if context and context.flow_run else None
+    return state.timestamp.timestamp() if state is not None and state.is_running() else None
 
 
 def _cut_short(record: RunRecord, tracker: Tracker, store: Store) -> None:

@@ -39,7 +39,9 @@ def up_found(home: Path) -> Iterator[Finding]:
             yield Finding("servers", BROKEN, f"{role} is there (process {servers.processes[role].pid}) and does not "
                           f"answer; its log is {log_of(home, role)}", "`align down`, then `align up`")  # fmt: skip
         elif role == PREFECT:
-            yield from prefect_found(servers.prefect, ui_api(servers), "`align down`, then `align up`")
+            yield from prefect_found(
+                servers.prefect, ui_api(servers), "`align down`, then `align up`", prefect_password()
+            )
         elif role == MLFLOW:
             yield from mlflow_found(servers.mlflow, "`align down`, then `align up`")
         else:

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from mlflow.exceptions import MlflowException
+
 from flows.addresses import reason
 from flows.running.watch import Watcher
 from flows.seconds import seconds
-from flows.tracking.mlflow_server import MlflowServer
+from flows.tracking.mlflow_server import REFUSED, MlflowServer
 from flows.tracking.pulse import Pulse
 from flows.tracking.tracked_run import TrackedRun
 from flows.tracking.tracked_stage import TrackedStage
@@ -36,7 +38,8 @@ class Courier(threading.Thread):
         self._errands: list[Callable[[], object]] = []
         self._awake, self._stopping, self._rounds = threading.Event(), threading.Event(), 0
         self.lost = False
-        """Whether the last attempt failed."""
+        """Whether anything could not be sent the last time."""
+        self._problems: list[Exception] = []
         self._pulse = Pulse(server, self._at_work)
         self._making: set[TrackedStage] = set()
 
@@ -79,9 +82,10 @@ class Courier(threading.Thread):
         """Try to send everything; says whether all of it is there."""
         stages = list(self._stages.items())
         stages.sort(key=lambda each: each[1] != "RUNNING")  # new runs first, for others to see
+        self._problems = []
         sent = [self._try(partial(self._stage, stage, status)) for stage, status in stages]
-        while self._errands and self._try(self._errands[0]):
-            del self._errands[0]
+        self._errands = [errand for errand in self._errands if not self._try(errand)]
+        self._say()
         self._rounds += 1
         return all(sent)
 
@@ -96,7 +100,8 @@ class Courier(threading.Thread):
         def rest() -> None:
             self.join()
             while not (sent := self.deliver() and self._try(last)):
-                if not self.insists or time.monotonic() + INTERVAL_S > deadline:
+                self._say()
+                if not self.insists or self.refused or time.monotonic() + INTERVAL_S > deadline:
                     break
                 time.sleep(INTERVAL_S)
             self._pulse.over.set()
@@ -128,11 +133,20 @@ class Courier(threading.Thread):
         except FileNotFoundError:  # a draft that became a result, a checkpoint that made way
             return False
         except Exception as error:  # whatever it is, no run ends for what MLflow, or our way to it, does
-            if not self.lost:
-                self.watcher.line("mlflow", f"does not take what it is sent; it waits on disk: {reason(error)}")
-            self.lost = True
+            self._problems.append(error)
             return False
-        if self.lost:
-            self.watcher.line("mlflow", "takes it again")
-        self.lost = False
         return done
+
+    def _say(self) -> None:
+        """What is wrong, once, however many things can't be sent for it."""
+        problem = self._problems[0] if self._problems else None
+        if problem is not None and not self.lost:
+            self.watcher.line("mlflow", f"does not take what it is sent; it waits on disk: {reason(problem)}")
+        elif problem is None and self.lost:
+            self.watcher.line("mlflow", "takes it again")
+        self.lost = problem is not None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server does not know the login any more, for which no waiting helps."""
+        return any(isinstance(error, MlflowException) and error.error_code in REFUSED for error in self._problems)

@@ -16,6 +16,7 @@ from flows.tracking.mlflow_server import MlflowServer
 
 NAME = re.compile(r"[\w.@+-]+")
 """What a run or a flow run can be called."""
+FLOW_RUN_TAG = "prefect.flow_run_id"
 RECIPE_TAG, FOLDER_TAG = "align.recipe_file", "align.recipe_folder"
 """Where the recipe was, as it was named; and its folder, where that really is."""
 
@@ -27,6 +28,18 @@ class EarlierRun:
     tags: dict[str, str]
     content: Any
     """Of the JSON file that was asked for."""
+
+
+def begun_elsewhere(home: Path, flow_run_id: str) -> str | None:
+    """The id of the run that another machine began for a flow run. Raises UserError if MLflow can't be asked."""
+    server = MlflowServer.reach(home)
+    if server.is_own:
+        return None
+    with server.answering():
+        experiments = [each.experiment_id for each in server.client.search_experiments()]
+        wanted = f"tags.`{FLOW_RUN_TAG}` = '{flow_run_id}' and tags.`align.kind` = 'pipeline'"
+        found = server.client.search_runs(experiments, wanted, max_results=1)
+    return str(found[0].data.tags["align.run_id"]) if found else None
 
 
 def earlier_run(home: Path, tags: Sequence[str], value: str, file: str) -> EarlierRun | None:

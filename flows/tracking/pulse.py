@@ -57,7 +57,8 @@ class Pulse(threading.Thread):
         for beat in itertools.count():
             for run in self.at_work():
                 with suppress(Exception):  # whatever MLflow, or our way to it, does
-                    self.server.client.set_tag(run, PULSE_TAG, f"{name} {beat}")
+                    if not taken(self.server, run):
+                        self.server.client.set_tag(run, PULSE_TAG, f"{name} {beat}")
             if self.over.wait(BEAT_S):
                 return
 
@@ -97,6 +98,11 @@ def claimed(server: MlflowServer, run: str) -> bool:
     server.client.update_run(run, status="RUNNING")
     time.sleep(2 * POLL_S)
     return _whose(_pulse(server.client.get_run(run))) == _maker(server.home)
+
+
+def taken(server: MlflowServer, run: str) -> bool:
+    """Whether another machine goes on in a run of ours, since no beat came from here for a while."""
+    return _whose(_pulse(server.client.get_run(run))) not in ("", _maker(server.home))
 
 
 def _pulse(run: Run) -> str:

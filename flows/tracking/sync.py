@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from artifacts.errors import StageError
@@ -14,7 +15,7 @@ from artifacts.store import Store
 from flows.addresses import reason
 from flows.home import align_home
 from flows.records import RunRecord, find_record, load_records
-from flows.running.lost import end_lost, tell_prefect
+from flows.running.lost import tell_of_all
 from flows.tracking.mlflow_server import MlflowServer
 from flows.tracking.tracked_run import TrackedRun
 from flows.tracking.tracked_stage import TrackedStage
@@ -28,9 +29,8 @@ def sync(*, as_json: bool) -> int:
     server = MlflowServer.reach(store.home)
     sent: Sending = []
     failures: list[str] = []
+    tell_of_all(store.home, partial(print, file=sys.stderr))
     for record in reversed(load_records(store.home)):
-        end_lost(store.home, record)
-        tell_prefect(store.home, record)
         try:
             sent += send_run(server, store, record)
         except Exception as error:  # an artifact store raises what it likes; the others may fare better

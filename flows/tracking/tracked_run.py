@@ -19,7 +19,7 @@ from artifacts.syncing import write_whole
 from flows.running.run_folder import RunFolder
 from flows.tracking.compare_links import Place
 from flows.tracking.comparison_tables import TABLES
-from flows.tracking.earlier_run import FOLDER_TAG, RECIPE_TAG
+from flows.tracking.earlier_run import FLOW_RUN_TAG, FOLDER_TAG, RECIPE_TAG
 from flows.tracking.experiment_page import furnish
 from flows.tracking.headlines import run_params
 from flows.tracking.mlflow_server import MlflowServer, source_tags
@@ -43,6 +43,8 @@ class Origin:
     """Prefect's page of the flow run."""
     changes: str = ""
     """What differs from the recipe, as it is typed: `dpo.beta=0.2 seed=1`."""
+    running_since: float | None = None
+    """When Prefect's server took it for running, by that server's clock, in seconds since the epoch."""
 
 
 class TrackedRun(RunFolder):
@@ -69,10 +71,10 @@ class TrackedRun(RunFolder):
         self._write({
             "name": run_id, "experiment": recipe.name, "status": "RUNNING", "summary": "",
             "started": (self.facts or {}).get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
-            "began": time.time(), "metrics": {}, "ui": origin.ui,
+            "began": origin.running_since or time.time(), "metrics": {}, "ui": origin.ui,
             "params": run_params(plan, origin.changes),
             "tags": {
-                "align.run_id": run_id, "align.kind": "pipeline", "prefect.flow_run_id": origin.flow_run_id or "",
+                "align.run_id": run_id, "align.kind": "pipeline", FLOW_RUN_TAG: origin.flow_run_id or "",
                 RECIPE_TAG: str(recipe.path.absolute()), FOLDER_TAG: str(recipe.path.resolve().parent),
                 **source_tags(source),
             },
@@ -84,7 +86,10 @@ class TrackedRun(RunFolder):
 
         When it ended is what it says first; what is learned later, such as that Prefect knows, changes nothing of that.
         """
-        self._write({"ended": time.time(), **(self.facts or {}), "status": status, **more})
+        facts = self.facts or {}
+        since = datetime.fromisoformat(facts["started"]).timestamp() if "started" in facts else 0.0
+        # No run ends before it began, though the clock was set back meanwhile.
+        self._write({"ended": max(time.time(), since), **facts, "status": status, **more})
 
     def sent(self, server: str) -> Sent:
         """What a server has of it."""
@@ -100,6 +105,7 @@ class TrackedRun(RunFolder):
                 own = {name: facts["tags"][name] for name in ("align.run_id", "align.kind")}
                 furnish(server.client, server.experiment(facts["experiment"]))
                 self._send_files(server, open_run(server, sent, facts, own, facts["tags"]))
+                sent.mark("goes_on")  # on another machine it may have ended
             if free and sent.run_id and sent.has("goes_on"):
                 server.client.update_run(sent.run_id, status="RUNNING")
                 sent.unmark("goes_on")

@@ -23,7 +23,7 @@ from flows.tracking.headlines import stage_params
 from flows.tracking.mlflow_server import KEY_TAG, USES_TAG, MlflowServer, source_tags
 from flows.tracking.notes import NOTE_TAG, stage_note, with_version
 from flows.tracking.points import send_points
-from flows.tracking.pulse import PULSE_TAG, first_beat
+from flows.tracking.pulse import PULSE_TAG, first_beat, taken
 from flows.tracking.sent import Sent
 from flows.tracking.stage_facts import data_of, flat, log_data, log_params, read_by
 from flows.tracking.stage_result import send_result
@@ -123,6 +123,8 @@ class TrackedStage:
         more = {USES_TAG: self.uses, PARENT_TAG: parent or "", **facts.get("tags", {})}
         if not server.is_own:
             more[PULSE_TAG] = first_beat(server.home)
+            if sent.run_id is not None and server.has(sent.run_id) and taken(server, sent.run_id):
+                sent.made(server.make(facts["experiment"], facts["name"], {**own, **more}, facts.get("started")))
         new = not sent.has("described")
         run = open_run(server, sent, facts, own, more)
         if new:

@@ -42,6 +42,8 @@ class Tracker:
         self.courier = Courier(server, watcher) if server is not None else None
         self.ui: str | None = None
         """Prefect's page of the flow run."""
+        self.lacks = False
+        """Whether MLflow lacks something of a run that has ended, where the disk goes with it."""
         self._known: dict[str, str | None] = {}
 
     @classmethod
@@ -159,4 +161,5 @@ class Tracker:
             linked = [{**stage, "mlflow_run_id": self.run_of(stage["uses"], stage["key"])} for stage in stages]
             self.run.close(server, linked)
 
-        courier.finish(close, INTERRUPTED_S) if status == "KILLED" else courier.finish(close)
+        delivered = courier.finish(close, INTERRUPTED_S) if status == "KILLED" else courier.finish(close)
+        self.lacks = courier.insists and not delivered

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
-from prefect.states import Cancelling, Pending, Running, Scheduled, State, Suspended
+from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled, State, Suspended
 
 from artifacts.errors import InterruptedStage
 from artifacts.store import Store
@@ -207,7 +207,8 @@ LATER = {"status": "KILLED", "began": time.time() - 500}
         (Running(), KILLED, "Crashed"), (Running(), {"status": "FAILED"}, "Failed"),
         (Running(), {**KILLED, "status": "FINISHED"}, "Completed"), (Running(), LATER, None),
         (Cancelling(), LATER, "Cancelled"), (Suspended(), KILLED, None), (Pending(), KILLED, None),
-        (Scheduled(name="AwaitingRetry"), KILLED, None),
+        (Scheduled(name="AwaitingRetry"), KILLED, None), (Crashed(), KILLED, None),
+        (Crashed(), {**LATER, "status": "FINISHED"}, "Completed"),
     ],
 )  # fmt: skip
 def test_prefect_is_told_of_runs_that_only_their_process_could_end(

@@ -137,6 +137,7 @@ def seen(theirs: Theirs, times: int) -> None:
 def test_the_run_of_a_stage_beats_until_all_of_it_is_there(store: Store, theirs: Theirs, monkeypatch) -> None:
     stage, sent = TrackedStage(store, "sft", KEY), threading.Event()
     stage.sent("theirs").made(theirs.run)
+    assert claimed(theirs.server, theirs.run)
     monkeypatch.setattr(TrackedStage, "facts", {"run_id": "recipe-1"})
     monkeypatch.setattr(TrackedStage, "send", lambda *words: sent.is_set())
     courier = Courier(theirs.server, Watcher())
@@ -161,9 +162,31 @@ def test_the_run_of_a_stage_beats_until_all_of_it_is_there(store: Store, theirs:
         courier.finish(lambda: None, 5)
 
 
+FACTS = {"run_id": "recipe-1", "experiment": "recipe", "name": "sft", "params": {}, "data": []}
+
+
+def test_a_run_that_another_machine_goes_on_in_is_left_to_it(theirs: Theirs, store: Store, monkeypatch) -> None:
+    """Who could not reach MLflow for a while, and so was taken for dead, has one of its own from then on."""
+    monkeypatch.setattr(TrackedStage, "facts", FACTS)
+    monkeypatch.setattr(TrackedStage, "_describe", lambda *words: None)
+    stage = TrackedStage(store, "sft", KEY)
+    sent = stage.sent("theirs")
+    first = stage._open(theirs.server, sent, None)
+    sent.add(["train/loss 1"])
+    assert stage._open(theirs.server, sent, None) == first
+    theirs.server.client.set_tag(first, PULSE_TAG, "rack-7 a1b2c3d4 1")
+    beating = Pulse(theirs.server, lambda: [first])
+    beating.over.set()
+    beating.run()
+    assert theirs.server.client.get_run(first).data.tags[PULSE_TAG] == "rack-7 a1b2c3d4 1"
+    second = stage._open(theirs.server, sent, None)
+    assert second != first and sent.points() == set()
+    assert theirs.server.client.get_run(second).data.tags[PULSE_TAG] == first_beat(theirs.server.home)
+    assert stage._open(theirs.server, sent, None) == second
+
+
 def test_a_run_that_is_made_has_its_pulse_from_the_beginning(theirs: Theirs, store: Store, monkeypatch) -> None:
-    facts = {"run_id": "recipe-1", "experiment": "recipe", "name": "sft", "params": {}, "data": []}
-    monkeypatch.setattr(TrackedStage, "facts", facts)
+    monkeypatch.setattr(TrackedStage, "facts", FACTS)
     monkeypatch.setattr(TrackedStage, "_describe", lambda *words: None)
     stage = TrackedStage(store, "sft", "m" * 64)
     made = stage._open(theirs.server, stage.sent("theirs"), None)

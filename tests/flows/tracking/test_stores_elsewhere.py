@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
 
 from artifacts.errors import StageError, UserError
 from artifacts.store import Store
@@ -147,3 +149,43 @@ def test_where_nothing_may_be_left_behind_the_end_of_a_run_tries_again(tmp_path:
     sending.start()
     assert sending.finish(last, 10) == (patience is not None)
     assert len(calls) == (3 if patience is not None else 1)
+
+
+def test_a_login_that_is_refused_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ALIGN_SEND_PATIENCE", "60")
+    calls: list[int] = []
+
+    def last() -> None:
+        calls.append(1)
+        raise MlflowException("You are not authenticated", error_code=UNAUTHENTICATED)
+
+    sending = Courier(shared_server(tmp_path), Watcher())
+    sending.start()
+    assert not sending.finish(last, 10)
+    assert calls == [1] and sending.insists
+
+
+def test_what_is_wrong_is_said_once_however_much_else_can_be_sent(tmp_path: Path) -> None:
+    """Points go to one place, files to another, whose key may have run out."""
+    said: list[str] = []
+
+    class Hearing(Watcher):
+        def line(self, label: str, text: str) -> None:
+            said.append(text)
+
+    sending, broken, done = Courier(shared_server(tmp_path), Hearing()), [True], list[str]()
+
+    def errand(name: str) -> None:
+        if name == "first" and broken:
+            raise EndpointConnectionError("ExpiredToken")
+        done.append(name)
+
+    sending.also(partial(errand, "first"))
+    sending.also(partial(errand, "second"))
+    for _ in range(3):
+        sending.deliver()
+    assert done == ["second"] and sending.lost
+    assert said == ["does not take what it is sent; it waits on disk: ExpiredToken"]
+    broken.clear()
+    sending.deliver()
+    assert done == ["second", "first"] and not sending.lost and said[1:] == ["takes it again"]

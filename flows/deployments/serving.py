@@ -86,8 +86,10 @@ def install_rules() -> None:
     from flows.servers.crash_rule import crash_rule
     from flows.servers.notifying import install_notifications
     from flows.servers.rules import install
+    from flows.servers.stuck_rule import stuck_rule
 
     install(crash_rule())
+    install(stuck_rule())
     install_notifications()
 
 

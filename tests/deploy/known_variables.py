@@ -38,7 +38,7 @@ def _ours() -> set[str]:
         *re.findall(r"\bPG[A-Z]+\b", inspect.getsource(asyncpg.connect_utils)),
         *(env for _, env, *_ in BOTOCORE_DEFAUT_SESSION_VARIABLES.values() if isinstance(env, str)),
         EnvProvider.ACCESS_KEY, EnvProvider.SECRET_KEY,
-        "ALIGN_IMAGE", "ALIGN_RUNS_AT_ONCE",  # of deploy/kubernetes itself
+        "ALIGN_IMAGE", "ALIGN_RUNS_AT_ONCE", "ALIGN_FORMS_POOL", "ALIGN_ARTIFACTS",  # of deploy/kubernetes itself
     }  # fmt: skip
 
 

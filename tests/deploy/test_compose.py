@@ -16,6 +16,7 @@ from prefect.cli.work_pool import update
 
 from flows.deployments.worker import ENDING_S, TELLING_S, TRAINER_S
 from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT
+from flows.servers.crash_rule import PATIENCE_S
 from tests.deploy.compose_file import COMPOSE, MissingVariableError, answers, commands, compose, example, names, raw
 from tests.deploy.known_variables import unknown
 
@@ -27,6 +28,8 @@ LISTENS = {"postgres": 5432, "s3": 7070, "mlflow": MLFLOW_PORT, "prefect": PREFE
 CLIENTS = ("deployments", "worker", "worker-gpu")
 WORKERS = ("worker", "worker-gpu")
 SECRET = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|AUTH_STRING|TOKEN")
+REFERENCE = re.compile(r"(\$\{\w+:-)?\$\{\w+:\?set it in deploy/\.env\}(?(1)\})")
+"""A variable that must be given, or another in its place."""
 
 
 def problems(content: Any) -> list[str]:
@@ -53,7 +56,7 @@ def test_every_secret_is_a_reference_without_a_default():
     for service in RAW["services"].values():
         for name, value in service.get("environment", {}).items():
             if SECRET.search(name):
-                assert re.fullmatch(r"\$\{\w+:\?set it in deploy/\.env\}", value), name
+                assert REFERENCE.fullmatch(value), name
                 found += 1
     assert found >= 12
 
@@ -121,6 +124,21 @@ def test_both_servers_ask_for_a_password_and_the_worker_has_it():
     assert admin == worker["environment"]["MLFLOW_TRACKING_PASSWORD"] == "the-mlflow_admin_password"
 
 
+def test_workers_may_have_a_user_of_their_own_in_mlflow():
+    own = {"MLFLOW_WORKER_USERNAME": "workers", "MLFLOW_WORKER_PASSWORD": "of-the-workers"}
+    services = compose({**answers(), **own})["services"]
+    for client in CLIENTS:
+        given = services[client]["environment"]
+        assert [given["MLFLOW_TRACKING_USERNAME"], given["MLFLOW_TRACKING_PASSWORD"]] == list(own.values())
+    assert services["mlflow"]["environment"]["MLFLOW_AUTH_ADMIN_PASSWORD"] == "the-mlflow_admin_password"
+
+
+def test_the_database_is_not_healthy_while_it_is_first_made():
+    """Its image's server of the first start listens on a socket alone, and ends when the databases are there."""
+    test = SERVICES["postgres"]["healthcheck"]["test"]
+    assert test[test.index("-h") + 1] == "127.0.0.1"
+
+
 def test_each_server_has_a_database_of_its_own_and_both_are_made():
     addresses = json.dumps([SERVICES["prefect"]["environment"], SERVICES["mlflow"]["command"]])
     asked = set(re.findall(r"postgresql(?:\+asyncpg)?:///(\w+)", addresses))
@@ -177,6 +195,20 @@ def test_the_pool_has_a_limit_that_every_up_sets_and_keeps_what_else_was_set(giv
     assert create[:4] == ["prefect", "work-pool", "inspect", "local"] and "--overwrite" not in create
     assert change[:4] == ["prefect", "work-pool", "update", "local"] and change[-2:] == ["--concurrency-limit", limit]
     assert "concurrency_limit" in inspect.signature(update).parameters and "deploy" in deploy
+
+
+@pytest.mark.parametrize(("given", "limit", "count"), [({}, "1", "1"), ({"ALIGN_RUNS_AT_ONCE": "2"}, "2", "2")])
+def test_a_worker_runs_as_many_as_its_pool_and_has_as_many_gpus_as_is_said(given, limit, count):
+    services = compose({**answers(), **given, "ALIGN_GPUS": count})["services"]
+    assert all(f"--limit={limit}" in services[name]["command"] for name in WORKERS)
+    (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    (default,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["count"], default["count"]) == (count, "1")
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_has_the_time_to_wait_for_prefect_before_it_is_called_unhealthy(name):
+    assert float(SERVICES[name]["healthcheck"]["start_period"].removesuffix("s")) > PATIENCE_S
 
 
 @pytest.mark.parametrize("name", WORKERS)

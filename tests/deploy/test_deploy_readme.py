@@ -63,3 +63,21 @@ def test_whoever_opens_the_ports_reads_what_else_must_be_set(name):
 def test_a_workers_account_may_remove_older_checkpoints():
     assert 'grant_user_permission(NAME, "experiment", "*", "MANAGE")' in TEXT
     assert hasattr(AuthServiceClient, "grant_user_permission")
+
+
+def test_extended_attributes_are_backed_up_and_restored():
+    """Where the store keeps what it knows of its objects."""
+    made, restored = [line for line in COMMANDS if " tar " in line]
+    for line in (made, restored):
+        assert "--xattrs --xattrs-include='user.*'" in line and "postgres:17.6-bookworm tar" in " ".join(line.split())
+    assert compose(answers())["services"]["postgres"]["image"] in made
+    assert "-cf /to/s3.tar" in made and "-xpf /from/s3.tar" in restored
+
+
+def test_kubernetes_commands_wait_for_what_the_next_one_needs():
+    words = [line for line in COMMANDS if line.startswith("$ kubectl")]
+    order = [
+        next(place for place, line in enumerate(words) if part in line)
+        for part in ("delete job align-setup", "apply --kustomize", "available deployment", "job/align-setup", "exec")
+    ]
+    assert order == sorted(order)

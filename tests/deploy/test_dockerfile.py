@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from packaging.requirements import Requirement
 from prefect.settings.models.worker import WorkerWebserverSettings
 
-from tests.deploy.compose_file import DEPLOY
+from flows.servers.crash_rule import PATIENCE_S
+from tests.deploy.compose_file import DEPLOY, answers, compose
 
 ROOT = DEPLOY.parent
 TEXT = (DEPLOY / "Dockerfile").read_text()
@@ -74,6 +75,13 @@ def test_its_user_may_write_to_the_folders_that_are_volumes():
     assert {"/data", "/slots"} <= set(made.split())
 
 
+def test_what_is_fetched_from_a_hub_lies_on_the_volume():
+    (home,) = re.findall(r"\bHF_HOME=(\S+)", " ".join(of("ENV")))
+    assert home.startswith(f"{of('VOLUME')[0]}/")
+    worker = compose(answers())["services"]["worker"]
+    assert "HF_HOME" not in worker["environment"] and f"worker:{of('VOLUME')[0]}" in worker["volumes"]
+
+
 def test_it_runs_a_worker_that_lets_its_run_save():
     assert of("CMD")[-1].startswith('["python", "-m", "flows.deployments.worker", "--type", "process"')
 
@@ -81,3 +89,5 @@ def test_it_runs_a_worker_that_lets_its_run_save():
 def test_its_health_is_that_of_the_worker_that_it_runs():
     port = WorkerWebserverSettings.model_fields["port"].default
     assert f"http://127.0.0.1:{port}/health" in of("HEALTHCHECK")[0] and "--with-healthcheck" in of("CMD")[-1]
+    (period,) = re.findall(r"--start-period=(\d+)s", of("HEALTHCHECK")[0])
+    assert int(period) > PATIENCE_S  # for which it waits for Prefect

@@ -32,6 +32,11 @@ SETTINGS = {
 }
 
 
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those too that run before."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
     for manifest in MANIFESTS:
         if manifest["kind"] in ("Deployment", "StatefulSet", "Job"):
@@ -39,6 +44,13 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 PODS = dict(pods())
+
+
+def manifest(kind: str, name: str) -> dict[str, Any]:
+    (found,) = [each for each in MANIFESTS if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
 RUN = POOLS["kubernetes"]["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
 """The pod of a flow run."""
 OWN = re.compile(r"^  # (- name: align-recipes\n)  # (  files: .*\n)", re.MULTILINE)
@@ -59,7 +71,7 @@ def test_a_misspelt_field_is_noticed():
 
 def test_every_file_is_used_or_offered():
     named = set(KUSTOMIZATION["resources"])
-    assert {path.name for path in FILES} - named == {"gpu-worker.yaml"}
+    assert {path.name for path in FILES} - named == {"gpu-worker.yaml", "ingress.yaml"}
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which builds a kustomization, is not here")
@@ -71,6 +83,7 @@ def test_kubectl_builds_it_with_one_pinned_image_for_all(tmp_path: Path, own: bo
         (tmp_path / "k" / f"{name}.env").write_text(filled)
     if own:
         text = OWN.sub(r"  \1  \2", (FOLDER / "kustomization.yaml").read_text())
+        text = re.sub(r"worker\.yaml\]  # (.*)", r"worker.yaml, \1]", text)
         (tmp_path / "k" / "kustomization.yaml").write_text(text)
         for name in ("my.yaml", "my.jsonl"):
             (tmp_path / "k" / name).touch()
@@ -88,14 +101,14 @@ def test_kubectl_builds_it_with_one_pinned_image_for_all(tmp_path: Path, own: bo
 
 @pytest.mark.parametrize("name", PODS)
 def test_variables_are_known_and_secrets_are_references(name):
-    (container,) = PODS[name]["containers"]
-    for variable in container.get("env", []):
-        reference = variable["name"].endswith(("_SECRET_NAME", "_SECRET_KEY"))
-        assert reference or not SECRET.search(variable["name"])
-        assert unknown({variable["name"]}) == set()
-    for source in container["envFrom"]:
-        ((kind, named),) = source.items()
-        assert named["name"] in (SECRETS if kind == "secretRef" else SETTINGS)
+    for container in containers(PODS[name]):
+        for variable in container.get("env", []):
+            reference = variable["name"].endswith(("_SECRET_NAME", "_SECRET_KEY"))
+            assert reference or not SECRET.search(variable["name"])
+            assert unknown({variable["name"]}) == set()
+        for source in container["envFrom"]:
+            ((kind, named),) = source.items()
+            assert named["name"] in (SECRETS if kind == "secretRef" else SETTINGS)
 
 
 def test_what_is_generated_has_known_variables_and_no_value_of_a_secret():
@@ -118,8 +131,9 @@ def test_what_the_template_and_the_worker_refer_to_is_there():
 def test_a_pod_may_nothing_and_says_what_it_takes(name):
     pod, (container,) = PODS[name], PODS[name]["containers"]
     assert pod["securityContext"]["runAsNonRoot"] and pod["enableServiceLinks"] is False
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    assert container["image"] == "alignflow" and container["resources"]["limits"]["memory"]
+    for each in containers(pod):
+        assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert each["image"] == "alignflow" and each["resources"]["limits"]["memory"]
     ports = {port["name"] for port in container.get("ports", [])}
     probes = [container[each]["httpGet"]["port"] for each in container if each.endswith("Probe")]
     assert set(probes) <= ports and (probes or name == "align-setup")
@@ -128,9 +142,11 @@ def test_a_pod_may_nothing_and_says_what_it_takes(name):
 @pytest.mark.parametrize("name", ["prefect", "mlflow"])
 def test_a_server_is_started_as_compose_starts_it_and_found_where_it_listens(name):
     (container,) = PODS[name]["containers"]
-    assert container["args"] == compose(answers())["services"][name]["command"]
+    filled = re.sub(r"\$\((\w+)\)", lambda found: SETTINGS["align-servers"][found[1]], json.dumps(container["args"]))
+    assert json.loads(filled) == compose(answers())["services"][name]["command"]
+    assert {"configMapRef": {"name": "align-servers"}} in container["envFrom"]
     assert container["ports"][0]["containerPort"] == LISTENS[name]
-    (service,) = [each for each in MANIFESTS if each["kind"] == "Service" and each["metadata"]["name"] == name]
+    service = manifest("Service", name)
     assert service["spec"]["ports"][0]["port"] == LISTENS[name]
     asked = SETTINGS["align-settings"]["PREFECT_API_URL" if name == "prefect" else "MLFLOW_TRACKING_URI"]
     assert asked.removesuffix("/api") == f"http://{name}:{LISTENS[name]}"
@@ -138,7 +154,9 @@ def test_a_server_is_started_as_compose_starts_it_and_found_where_it_listens(nam
 
 def test_the_worker_with_a_gpu_gets_one_on_a_node_that_has_it():
     pod = PODS["align-gpu-worker"]
-    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "livenessProbe" not in container  # which would end a training when Prefect is away for some minutes
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
 
 

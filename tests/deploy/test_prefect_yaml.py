@@ -18,6 +18,7 @@ from prefect_docker.worker import DockerWorkerJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from flows.deployments.serving import deployments
+from flows.servers.stuck_rule import STARTS_WITHIN_S
 from tests.deploy.compose_file import DEPLOY, answers, compose
 from tests.deploy.known_variables import unknown
 
@@ -84,8 +85,7 @@ def test_no_training_hangs_on_a_lease_and_overlapping_retrainings_are_skipped():
     limit = ConcurrencyLimitConfig.model_validate(given)
     assert set(given) <= set(ConcurrencyLimitConfig.model_fields)
     assert (limit.limit, limit.collision_strategy.value) == (1, "CANCEL_NEW")
-    pod = POOLS["kubernetes"]["variables"]["properties"]["pod_watch_timeout_seconds"]
-    assert limit.grace_period_seconds == pod["default"]
+    assert limit.grace_period_seconds == STARTS_WITHIN_S
 
 
 def test_no_secret_is_filled_in_when_it_is_deployed():

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from tasks.job import Job
 from tasks.registry import STAGES
 from tasks.training import checkpoints
 from tests.left import left_in
-from tests.tasks.forked import with_locks_of_its_own
+from tests.tasks.forked import as_a_trainer
 
 SCORER = f"{Path(__file__).parent / 'rl' / 'scorers.py'}:letters"
 TRAINING = {"learning_rate": 3e-3, "epochs": 2.5, "eval_rows": 4}
@@ -87,11 +86,7 @@ def test_every_registered_stage_has_its_case():
 
 def work(job: Job, log: Path, dies_before_manifest: int, dies_after: str) -> None:
     """What `python -m tasks job.json` does, in a process of its own; may die amid its nth save, or after one."""
-    with_locks_of_its_own()
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    as_a_trainer(log)
     real, saves = checkpoints.write_synced, []
 
     def write_synced(path: Path, text: str) -> None:

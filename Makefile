@@ -12,7 +12,8 @@ quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
 
 test: $(READY)  ## all tests but the slow proofs
-	$(BIN)/python -m pytest -q -m "not slow and not pages and not deploy" -n 2 --dist loadfile --durations 40
+	$(BIN)/python -m pytest -q -m "not slow and not pages and not deploy" -n 2 --dist loadfile --no-loadscope-reorder \
+		--durations 40
 
 deploy-test: $(READY)  ## deploy/compose.yaml without containers, a worker killed; wants apt-get install postgresql
 	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO

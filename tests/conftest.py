@@ -19,7 +19,9 @@ from tasks.stage import Stage
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see tasks/__main__.py
 ROOT = Path(__file__).resolve().parent.parent
-FIRST_RUN = re.compile(r"^def test_\w+\((?:[^)]*\W)?first\W", re.MULTILINE)
+FIRST_RUN = re.compile(r"^def test_\w+\((?:[^)]*\W)?(?:first|again|another_beta)\W", re.MULTILINE)
+TOGETHER = "tests/tasks/parallel/"
+LONGEST = ("tests/e2e/", "tests/faults/", TOGETHER, "tests/tasks/test_every_stage_resumes.py")
 DEMONSTRATIONS = [{"prompt": f"Say {word}.", "completion": word} for word in ("one", "two", "three", "four")]
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "three", "four")]
 
@@ -27,19 +29,26 @@ PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word i
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Every file goes to one worker, and all that use the first run of the tiny recipe to the same one, which makes it
-    once. (`--dist loadgroup` would do, but xdist 3.8 loses its groups under pytest 9.2.)"""
+    once; so do those that compare one process with two. (`--dist loadgroup` would do, but xdist 3.8 loses its groups
+    under pytest 9.2.)"""
     from xdist.scheduler import LoadFileScheduling
 
     class OneFirstRun(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
-            return "first" if file in sharing else file
+            return "first" if file in sharing else TOGETHER if file.startswith(TOGETHER) else file
 
     sharing = {
         str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "e2e").glob("test_*.py")
         if FIRST_RUN.search(path.read_text())
     }  # fmt: skip
     return OneFirstRun(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture

@@ -98,6 +98,22 @@ def first(shop: Shop, prefect: Prefect) -> Answer:
 
 
 @pytest.fixture(scope="session")
+def again(first: Answer, shop: Shop) -> Answer:
+    """The same command once more."""
+    answer = shop.align("run", "pipelines/tiny.yaml", "--json")
+    assert answer.status == 0, answer.err
+    return answer
+
+
+@pytest.fixture(scope="session")
+def another_beta(first: Answer, shop: Shop) -> Answer:
+    """A run in which DPO and what follows from it is made."""
+    answer = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json")
+    assert answer.status == 0, answer.err
+    return answer
+
+
+@pytest.fixture(scope="session")
 def prefect(shop: Shop) -> Iterator[Prefect]:
     server = Prefect(dict(shop.environment))
     server.start()

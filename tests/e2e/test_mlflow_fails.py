@@ -107,13 +107,14 @@ def test_a_login_that_ends_amid_a_stage_costs_nothing(tmp_path, monkeypatch):
         server.stop()
 
 
-def test_offline_nothing_is_asked_of_mlflow_and_sync_brings_all(first, tmp_path):
+def test_offline_nothing_is_asked_of_mlflow_and_sync_brings_all(first, prefect, tmp_path):
     shop = Shop(tmp_path)
+    shop.environment["PREFECT_API_URL"] = prefect.api
     nobody = f"http://127.0.0.1:{free_port()}"
     answer = shop.align("run", *RECIPE, "--offline-tracking", "--json", MLFLOW_TRACKING_URI=nobody)
     assert answer.status == 0, answer.err
     assert answer.json["mlflow_run_id"] is None and not (shop.home / "mlflow.db").exists()
-    refused = shop.align("sync", MLFLOW_TRACKING_URI=nobody)
+    refused = shop.align("sync", MLFLOW_TRACKING_URI=nobody, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
     assert refused.status == 2 and "can't be used" in refused.err
     assert {line["stage"] for line in shop.align("sync", "--json").json["sent"]} >= {None, "sft", "base"}
     assert_complete(MlflowClient(f"sqlite:///{shop.home / 'mlflow.db'}"), shop.align("show", "last", "--json").json)

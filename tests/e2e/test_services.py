@@ -15,11 +15,9 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def served(first, shop, prefect):
+def served(another_beta):
     """A run against the server, in which dpo and what follows is made."""
-    answer = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json")
-    assert answer.status == 0, answer.err
-    return answer.json
+    return another_beta.json
 
 
 def test_the_flow_run_with_its_parameters_and_tasks_is_in_prefect(served, prefect):
@@ -33,9 +31,8 @@ def test_the_flow_run_with_its_parameters_and_tasks_is_in_prefect(served, prefec
     assert set(states) == {stage["name"] for stage in served["stages"]}
 
 
-def test_a_stage_made_before_is_cached_in_prefect_too(served, shop, prefect):
-    again = shop.align("run", "pipelines/tiny.yaml", "dpo.beta=0.7", "--json").json
-    where = {"flow_runs": {"id": {"any_": [again["flow_run_id"]]}}}
+def test_a_stage_made_before_is_cached_in_prefect_too(again, prefect):
+    where = {"flow_runs": {"id": {"any_": [again.json["flow_run_id"]]}}}
     tasks = prefect.call("/task_runs/filter", where)
     assert {task["state_name"] for task in tasks} == {"Cached"}
 

@@ -1,4 +1,4 @@
-"""A registry of each test's own."""
+"""MLflow's databases of each test's own: this home's, and one that stands for a server of several machines."""
 
 from __future__ import annotations
 
@@ -24,15 +24,35 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(store: Store, write_recipe: Callable[..., Path], tiny_llama: Any, database: Path) -> MadeRuns:
-    store.home.mkdir()
+def empty_mlflow(store: Store, database: Path) -> Path:
+    """This test's home with an empty database of MLflow's in it."""
+    store.home.mkdir(exist_ok=True)
     shutil.copy(database, store.home)
+    return store.home
+
+
+@pytest.fixture
+def shared_server(tmp_path: Path, database: Path) -> MlflowServer:
+    """A real database that stands for a server which other machines use too: what lies there is fetched from it.
+
+    With the experiment `recipe`, whose artifacts are beside it.
+    """
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(database, tmp_path / "theirs")
+    server = MlflowServer(tmp_path / "theirs")
+    server.experiment("recipe")
+    server.is_own, server.name = False, "theirs"
+    return server
+
+
+@pytest.fixture
+def train(store: Store, write_recipe: Callable[..., Path], tiny_llama: Any, empty_mlflow: Path) -> MadeRuns:
     return MadeRuns(store, write_recipe, tiny_llama.path)
 
 
 @pytest.fixture
-def registry(home: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+def registry(empty_mlflow: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{empty_mlflow / 'mlflow.db'}")
 
 
 def aliases(registry: MlflowClient, name: str = "recipe") -> dict[str, str]:

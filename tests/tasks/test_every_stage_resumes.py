@@ -10,9 +10,9 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tasks.job import Job
 from tasks.registry import STAGES
 from tasks.training import checkpoints
 from tests.left import left_in
-from tests.tasks.forked import with_locks_of_its_own
+from tests.tasks.forked import as_a_trainer
 
 SCORER = f"{Path(__file__).parent / 'rl' / 'scorers.py'}:letters"
 TRAINING = {"learning_rate": 3e-3, "epochs": 2.5, "eval_rows": 4}
@@ -86,11 +86,7 @@ def test_every_registered_stage_has_its_case():
 
 def work(job: Job, log: Path, dies_before_manifest: int, dies_after: str) -> None:
     """What `python -m tasks job.json` does, in a process of its own; may die amid its nth save, or after one."""
-    with_locks_of_its_own()
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    as_a_trainer(log)
     real, saves = checkpoints.write_synced, []
 
     def write_synced(path: Path, text: str) -> None:
@@ -141,13 +137,36 @@ def job_of(kitchen: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Call
     return make
 
 
-@pytest.mark.parametrize("uses", STAGES)
-def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(uses, job_of):
-    undisturbed, disturbed = job_of(uses, "undisturbed"), job_of(uses, "disturbed")
-    started = time.monotonic()
-    assert attempt(undisturbed) == 0, (undisturbed.draft / "log.txt").read_text()
-    seconds = time.monotonic() - started
+@dataclass(frozen=True)
+class Undisturbed:
+    """A job that nobody disturbed, and how long it took."""
 
+    draft: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Undisturbed]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(job_of: Callable[[str, str], Job], kept: dict[str, Undisturbed]) -> Callable[[str], Undisturbed]:
+    """The case's, made once for all tests that ask for it; they only read it."""
+
+    def get(case: str) -> Undisturbed:
+        if case not in kept:
+            job, started = job_of(case, "undisturbed"), time.monotonic()
+            assert attempt(job) == 0, (job.draft / "log.txt").read_text()
+            kept[case] = Undisturbed(job.draft, time.monotonic() - started)
+        return kept[case]
+
+    return get
+
+
+@pytest.mark.parametrize("uses", STAGES)
+def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(uses, job_of, undisturbed):
+    whole, disturbed = undisturbed(uses), job_of(uses, "disturbed")
     draw = random.Random(uses)
     if uses in WITH_CHECKPOINTS:
         statuses = [attempt(disturbed, dies_before_manifest=number) for number in (1, 3)]
@@ -155,11 +174,11 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_points_and_figures(u
     ends: list[int] = []
     while len(ends) < 2 or -signal.SIGKILL not in ends:  # a busy machine may have slowed the undisturbed run alone
         assert len(ends) < 10
-        ends.append(attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * 0.6 ** len(ends) * seconds))
+        ends.append(attempt(disturbed, killed_after=draw.uniform(0.1, 0.8) * 0.6 ** len(ends) * whole.seconds))
     begun, before = disturbed.stage().begun(disturbed.draft / "work"), (disturbed.draft / "log.txt").read_text()
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
 
-    assert left_in(disturbed.draft) == left_in(undisturbed.draft)
+    assert left_in(disturbed.draft) == left_in(whole.draft)
     said = (disturbed.draft / "log.txt").read_text()
     assert ("going on " in said) == (uses in WITH_CHECKPOINTS)
     assert begun == any(words in said[len(before) :] for words in ("going on ", "were sampled before", "given before"))
@@ -171,27 +190,25 @@ def base4(kitchen: Any, base: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_weights_goes_on_to_the_same_bytes(kind, job_of):
-    undisturbed, disturbed = job_of(kind, "undisturbed"), job_of(kind, "disturbed")
-    assert attempt(undisturbed) == 0, (undisturbed.draft / "log.txt").read_text()
+def test_every_kind_of_weights_goes_on_to_the_same_bytes(kind, job_of, undisturbed):
+    whole, disturbed = undisturbed(kind), job_of(kind, "disturbed")
     assert [attempt(disturbed, dies_before_manifest=number) for number in (1, 2)] == [-signal.SIGKILL] * 2
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
-    assert left_in(disturbed.draft) == left_in(undisturbed.draft)
+    assert left_in(disturbed.draft) == left_in(whole.draft)
     assert "going on " in (disturbed.draft / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("uses", sorted(WITH_CHECKPOINTS))
-def test_killed_after_its_last_checkpoint_it_takes_no_step_more(uses, job_of):
+def test_killed_after_its_last_checkpoint_it_takes_no_step_more(uses, job_of, undisturbed):
     """That one stands amid an epoch; all that is left to do is to write the output."""
-    undisturbed, disturbed = job_of(uses, "undisturbed"), job_of(uses, "disturbed")
-    assert attempt(undisturbed) == 0
-    points = [point for point in read_jsonl(undisturbed.draft / "metrics.jsonl") if "train/loss" in point["metrics"]]
+    whole, disturbed = undisturbed(uses), job_of(uses, "disturbed")
+    points = [point for point in read_jsonl(whole.draft / "metrics.jsonl") if "train/loss" in point["metrics"]]
     assert all(set(point["metrics"]) >= COMMON for point in points)
     assert [point["step"] for point in points] == list(range(8, 8 * len(points) + 1, 8))  # 8 rows a step, or a rollout
-    last = max(int(path.name.rsplit("-", 1)[1]) for path in (undisturbed.draft / "work").glob("checkpoint-*"))
+    last = max(int(path.name.rsplit("-", 1)[1]) for path in (whole.draft / "work").glob("checkpoint-*"))
     assert attempt(disturbed, dies_after=f"checkpoint-{last}") == -signal.SIGKILL
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
-    assert left_in(disturbed.draft) == left_in(undisturbed.draft)
+    assert left_in(disturbed.draft) == left_in(whole.draft)
 
 
 @pytest.mark.parametrize("uses", ["sft", "dpo", "kto", "grpo"])
@@ -209,13 +226,12 @@ def test_points_further_apart_than_checkpoints_are_the_same_too(uses, job_of):
 
 
 @pytest.mark.parametrize("uses", ["sft", "grpo", "ppo"])
-def test_where_steps_take_long_the_clock_says_when_to_save(uses, job_of):
+def test_where_steps_take_long_the_clock_says_when_to_save(uses, job_of, undisturbed):
     """Killed amid a save that the steps alone would never have made."""
-    undisturbed, disturbed = job_of(uses, "undisturbed"), job_of(uses, "disturbed")
+    whole, disturbed = undisturbed(uses), job_of(uses, "disturbed")
     disturbed.execution = EXECUTION.model_copy(update={"save_interval": 10_000, "save_minutes": 1e-9})
     (disturbed.draft / "job.json").write_text(disturbed.model_dump_json())
-    assert attempt(undisturbed) == 0
     assert attempt(disturbed, dies_before_manifest=3) == -signal.SIGKILL
     assert attempt(disturbed) == 0, (disturbed.draft / "log.txt").read_text()
     assert "going on " in (disturbed.draft / "log.txt").read_text()
-    assert left_in(disturbed.draft) == left_in(undisturbed.draft)
+    assert left_in(disturbed.draft) == left_in(whole.draft)

@@ -75,21 +75,19 @@ def test_older_runs_are_forgotten_with_what_only_they_need_but_not_one_that_may_
     assert names(gc(capsys, "--keep-runs", "1", "--yes")) == ["sft-c"]
 
 
-def test_a_registered_model_stays_whatever_becomes_of_its_run(four, store, capsys):
-    client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
-    experiment = client.create_experiment("recipe")
+def test_a_registered_model_stays_whatever_becomes_of_its_run(four, registry, capsys):
+    experiment = registry.create_experiment("recipe")
     tags = {"align.key": "d" * 64, "align.uses": "sft"}
-    stage_run = client.create_run(experiment, tags=tags).info
-    client.create_registered_model("assistant")
-    client.create_model_version("assistant", source=stage_run.artifact_uri, run_id=stage_run.run_id)
+    stage_run = registry.create_run(experiment, tags=tags).info
+    registry.create_registered_model("assistant")
+    registry.create_model_version("assistant", source=stage_run.artifact_uri, run_id=stage_run.run_id)
     assert gc(capsys) == []
 
 
 @pytest.mark.parametrize("yes", [(), ("--yes",)])
-def test_nothing_goes_while_mlflow_does_not_say_what_is_registered(four, store, capsys, monkeypatch, yes):
-    client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
-    client.create_registered_model("assistant")
-    client.create_model_version("assistant", source="runs:/r/output", run_id="r")
+def test_nothing_goes_while_mlflow_does_not_say_what_is_registered(four, registry, capsys, monkeypatch, yes):
+    registry.create_registered_model("assistant")
+    registry.create_model_version("assistant", source="runs:/r/output", run_id="r")
 
     def busy(self, run_id):
         raise MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)
@@ -99,10 +97,9 @@ def test_nothing_goes_while_mlflow_does_not_say_what_is_registered(four, store, 
     assert "database is locked" in capsys.readouterr().err and all(path.exists() for path in four.values())
 
 
-def test_a_version_whose_run_is_gone_for_good_keeps_nothing(four, store, capsys):
-    client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
-    client.create_registered_model("assistant")
-    client.create_model_version("assistant", source="runs:/r/output", run_id="r")
+def test_a_version_whose_run_is_gone_for_good_keeps_nothing(four, registry, capsys):
+    registry.create_registered_model("assistant")
+    registry.create_model_version("assistant", source="runs:/r/output", run_id="r")
     assert names(gc(capsys)) == ["sft-d"]
 
 

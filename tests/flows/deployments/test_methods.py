@@ -22,7 +22,6 @@ from flows.tracking.mlflow_server import MlflowServer
 from pipelines.forms import methods
 from tasks.registry import stage_class
 from tests.conftest import ROOT
-from tests.flows.shared_server import shared_server
 
 FORMS = {**FLOWS, "compare": align_compare, "any recipe": align, "retrain": align_retrain}
 
@@ -103,7 +102,7 @@ def test_an_earlier_run_gives_its_stages_with_files_where_that_found_them(home: 
 
 @pytest.mark.parametrize("recipe", ["shipped", "mounted", "triggered"])
 def test_an_earlier_run_of_another_machine_is_found_in_mlflow(
-    recipe: str, home: Path, tmp_path: Path, monkeypatch
+    recipe: str, home: Path, tmp_path: Path, shared_server: MlflowServer, monkeypatch
 ) -> None:
     """A pod's home is empty each time. What was triggered has whole paths, which lead behind a ConfigMap's links."""
     mount = tmp_path / "recipes"
@@ -114,8 +113,7 @@ def test_an_earlier_run_of_another_machine_is_found_in_mlflow(
     if recipe != "shipped":
         (mount / "quickstart_data").mkdir(parents=True)
         (mount / source).write_bytes((ROOT / "pipelines" / source).read_bytes())
-    theirs = shared_server(tmp_path)
-    monkeypatch.setattr(MlflowServer, "reach", lambda home: theirs)
+    monkeypatch.setattr(MlflowServer, "reach", lambda home: shared_server)
     stages = {
         "base": {"uses": "base", "source": "builtin:tiny-llama"},
         "rows": {"uses": "data", "base": "base", "form": "demonstrations",
@@ -127,7 +125,8 @@ def test_an_earlier_run_of_another_machine_is_found_in_mlflow(
         "align.run_id": "mine-1", "align.kind": "pipeline", "prefect.flow_run_id": "59d25630",
         "align.recipe_file": f"{folder}/quickstart.yaml", "align.recipe_folder": behind,
     }  # fmt: skip
-    theirs.client.log_artifact(theirs.make("recipe", "mine-1", tags), str(tmp_path / "recipe.json"))
+    run = shared_server.make("recipe", "mine-1", tags)
+    shared_server.client.log_artifact(run, str(tmp_path / "recipe.json"))
     keys = set()
     for named in ("mine-1", "59d25630"):
         plan = plan_of(wanted_of("align-dpo", {"dpo": {}}, filled("dpo", from_run=named)), Store(home))

@@ -26,7 +26,6 @@ from flows.tracking.tracked_run import HELD, Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from pipelines.plan import Plan
 from tests.conftest import ROOT, chain
-from tests.flows.shared_server import shared_server
 
 FLOW_RUN = "6fd2bcb5-5a1f-4c3a-a1b2-0f6d5f3c8f11"
 HOLD = """
@@ -38,7 +37,7 @@ time.sleep(60)
 
 
 @pytest.fixture
-def plan(store: Store, write_recipe) -> Plan:
+def plan(store: Store, write_recipe, empty_mlflow: Path) -> Plan:
     return plan_of(Wanted(write_recipe(chain())), store)
 
 
@@ -116,11 +115,10 @@ def test_a_sweep_that_was_made_afresh_is_planned_again_as_it_was(store: Store, w
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
+def theirs(shared_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
     """The server of several machines."""
-    server = shared_server(tmp_path)
-    monkeypatch.setattr(MlflowServer, "reach", lambda home: server)
-    return server
+    monkeypatch.setattr(MlflowServer, "reach", lambda home: shared_server)
+    return shared_server
 
 
 def test_what_another_machine_made_afresh_is_not_taken_for_what_is_to_be_made(

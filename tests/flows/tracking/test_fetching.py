@@ -14,8 +14,8 @@ from flows.tracking.mlflow_server import MlflowServer
 
 
 @pytest.fixture
-def server(home: Path) -> MlflowServer:
-    return MlflowServer.reach(home, "theirs")
+def server(empty_mlflow: Path) -> MlflowServer:
+    return MlflowServer.reach(empty_mlflow, "theirs")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +15,8 @@ from flows.tracking.mlflow_server import MlflowServer, every
 
 
 @pytest.fixture
-def server(home: Path, database: Path) -> MlflowServer:
-    home.mkdir()
-    shutil.copy(database, home)
-    return MlflowServer(home)
+def server(empty_mlflow: Path) -> MlflowServer:
+    return MlflowServer(empty_mlflow)
 
 
 def test_a_search_gives_every_page(server: MlflowServer) -> None:

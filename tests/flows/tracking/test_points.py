@@ -14,7 +14,8 @@ from flows.tracking.sent import Sent
 
 
 @pytest.fixture
-def client(tmp_path):
+def client(tmp_path, database):
+    shutil.copy(database, tmp_path)
     return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 

@@ -18,7 +18,6 @@ from flows.tracking.elsewhere import fetch
 from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
 from flows.tracking.pulse import PULSE_TAG, Pulse, claimed, first_beat
 from flows.tracking.tracked_stage import TrackedStage
-from tests.flows.shared_server import shared_server
 
 KEY = "k" * 64
 
@@ -26,8 +25,8 @@ KEY = "k" * 64
 class Theirs:
     """A run of the key on a server that several machines use, with a checkpoint, as another machine began it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.server = shared_server(folder)
+    def __init__(self, server: MlflowServer, folder: Path) -> None:
+        self.server = server
         self.run = self.server.make("recipe", "sft", {KEY_TAG: KEY, PULSE_TAG: "rack-7 a1b2c3d4 4"})
         for name in ("optimizer.pt", "manifest.json"):
             (folder / name).write_text("{}")
@@ -44,11 +43,11 @@ class Theirs:
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Theirs:
+def theirs(shared_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Theirs:
     monkeypatch.setattr(pulse, "POLL_S", 0.05)
     monkeypatch.setattr(pulse, "BEAT_S", 0.2)
     monkeypatch.setattr(pulse, "WATCHED_S", 5.0)
-    return Theirs(tmp_path)
+    return Theirs(shared_server, tmp_path)
 
 
 @pytest.fixture
@@ -193,8 +192,8 @@ def test_a_run_that_is_made_has_its_pulse_from_the_beginning(theirs: Theirs, sto
     assert theirs.server.client.get_run(made).data.tags[PULSE_TAG] == first_beat(theirs.server.home)
 
 
-def test_a_home_by_itself_has_no_pulse(store: Store, tmp_path: Path) -> None:
-    courier = Courier(MlflowServer(tmp_path / "own"), Watcher())
+def test_a_home_by_itself_has_no_pulse(empty_mlflow: Path) -> None:
+    courier = Courier(MlflowServer(empty_mlflow), Watcher())
     courier.start()
     courier.finish(lambda: None, 5)
     assert isinstance(courier._pulse, Pulse) and courier._pulse.ident is None

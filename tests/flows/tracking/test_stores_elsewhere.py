@@ -21,11 +21,10 @@ from flows.tracking import artifact_files, courier, sync
 from flows.tracking.artifact_files import put_checkpoints
 from flows.tracking.courier import Courier
 from flows.tracking.elsewhere import fetch
-from flows.tracking.mlflow_server import KEY_TAG
+from flows.tracking.mlflow_server import KEY_TAG, MlflowServer
 from flows.tracking.tracked_run import Origin, TrackedRun
 from flows.tracking.tracker import Tracker
 from tests.conftest import chain
-from tests.flows.shared_server import shared_server
 
 
 class EndpointConnectionError(Exception):
@@ -47,9 +46,11 @@ def test_what_can_not_be_fetched_is_made_here(store: Store, error: Exception) ->
     assert said == [f"nothing could be fetched from http://theirs: {error}"]
 
 
-def test_a_checkpoint_that_was_not_sent_whole_is_passed_over_by_name(store: Store, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_not_sent_whole_is_passed_over_by_name(
+    store: Store, shared_server: MlflowServer, tmp_path: Path
+) -> None:
     """Its manifest is sent last. Here a real database; that it is another machine's is all that is made up."""
-    theirs = shared_server(tmp_path)
+    theirs = shared_server
     run = theirs.make("recipe", "sft", {KEY_TAG: "k" * 64})
     for step, files in ((4, ["optimizer.pt", "manifest.json"]), (8, ["optimizer.pt"])):
         for name in files:
@@ -79,7 +80,9 @@ def test_one_run_that_can_not_be_sent_keeps_no_other_back(store: Store, monkeypa
     assert [each["run_id"] for each in json.loads(capsys.readouterr().out)["sent"]] == ["two"]
 
 
-def test_a_run_begins_though_its_first_files_can_not_be_sent(store: Store, write_recipe, monkeypatch) -> None:
+def test_a_run_begins_though_its_first_files_can_not_be_sent(
+    store: Store, write_recipe, empty_mlflow, monkeypatch
+) -> None:
     def fails(*words: Any) -> None:
         raise EndpointConnectionError("no bucket")
 
@@ -118,22 +121,25 @@ def test_who_may_write_but_not_delete_sends_each_checkpoint_once(tmp_path: Path,
     assert dropped == ["checkpoints/checkpoint-4"]
 
 
-def test_how_long_the_end_of_a_run_waits_is_as_the_environment_says(tmp_path: Path, monkeypatch) -> None:
-    theirs = shared_server(tmp_path)
-    assert Courier(theirs, Watcher()).patience_s == 120
+def test_how_long_the_end_of_a_run_waits_is_as_the_environment_says(shared_server: MlflowServer, monkeypatch) -> None:
+    assert Courier(shared_server, Watcher()).patience_s == 120
     monkeypatch.setenv("ALIGN_SEND_PATIENCE", "3600")
-    assert Courier(theirs, Watcher()).patience_s == 3600
+    assert Courier(shared_server, Watcher()).patience_s == 3600
 
 
 @pytest.mark.parametrize("said", ["long", "-1", "nan", "inf", "1e12"])
-def test_a_patience_that_is_no_time_is_refused_before_anything_runs(tmp_path: Path, monkeypatch, said: str) -> None:
+def test_a_patience_that_is_no_time_is_refused_before_anything_runs(
+    shared_server: MlflowServer, monkeypatch, said: str
+) -> None:
     monkeypatch.setenv("ALIGN_SEND_PATIENCE", said)
     with pytest.raises(UserError, match=f"ALIGN_SEND_PATIENCE: wanted a number of seconds, 0 or more, got '{said}'"):
-        Courier(shared_server(tmp_path), Watcher())
+        Courier(shared_server, Watcher())
 
 
 @pytest.mark.parametrize("patience", ["60", None])
-def test_where_nothing_may_be_left_behind_the_end_of_a_run_tries_again(tmp_path: Path, monkeypatch, patience) -> None:
+def test_where_nothing_may_be_left_behind_the_end_of_a_run_tries_again(
+    shared_server: MlflowServer, monkeypatch, patience
+) -> None:
     """Elsewhere `align sync` has another day: nobody waits there for a server that is gone."""
     monkeypatch.setattr(courier, "INTERVAL_S", 0.1)
     if patience is not None:
@@ -145,13 +151,13 @@ def test_where_nothing_may_be_left_behind_the_end_of_a_run_tries_again(tmp_path:
         if len(calls) < 3:
             raise EndpointConnectionError("it is just being restarted")
 
-    sending = Courier(shared_server(tmp_path), Watcher())
+    sending = Courier(shared_server, Watcher())
     sending.start()
     assert sending.finish(last, 10) == (patience is not None)
     assert len(calls) == (3 if patience is not None else 1)
 
 
-def test_a_login_that_is_refused_is_not_waited_for(tmp_path: Path, monkeypatch) -> None:
+def test_a_login_that_is_refused_is_not_waited_for(shared_server: MlflowServer, monkeypatch) -> None:
     monkeypatch.setenv("ALIGN_SEND_PATIENCE", "60")
     calls: list[int] = []
 
@@ -159,13 +165,13 @@ def test_a_login_that_is_refused_is_not_waited_for(tmp_path: Path, monkeypatch) 
         calls.append(1)
         raise MlflowException("You are not authenticated", error_code=UNAUTHENTICATED)
 
-    sending = Courier(shared_server(tmp_path), Watcher())
+    sending = Courier(shared_server, Watcher())
     sending.start()
     assert not sending.finish(last, 10)
     assert calls == [1] and sending.insists
 
 
-def test_what_is_wrong_is_said_once_however_much_else_can_be_sent(tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_once_however_much_else_can_be_sent(shared_server: MlflowServer) -> None:
     """Points go to one place, files to another, whose key may have run out."""
     said: list[str] = []
 
@@ -173,7 +179,7 @@ def test_what_is_wrong_is_said_once_however_much_else_can_be_sent(tmp_path: Path
         def line(self, label: str, text: str) -> None:
             said.append(text)
 
-    sending, broken, done = Courier(shared_server(tmp_path), Hearing()), [True], list[str]()
+    sending, broken, done = Courier(shared_server, Hearing()), [True], list[str]()
 
     def errand(name: str) -> None:
         if name == "first" and broken:

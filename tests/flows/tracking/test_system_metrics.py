@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -100,7 +101,8 @@ def test_none_are_taken_where_none_are_wanted(start, tmp_path):
     assert not (tmp_path / SYSTEM).exists()
 
 
-def test_they_are_sent_once_under_mlflows_names_and_do_not_disturb_the_points(tmp_path):
+def test_they_are_sent_once_under_mlflows_names_and_do_not_disturb_the_points(tmp_path, database):
+    shutil.copy(database, tmp_path)
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = client.create_run(client.create_experiment("e", (tmp_path / "artifacts").as_uri())).info.run_id
     sent = Sent(tmp_path / "sent")

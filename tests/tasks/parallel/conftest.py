@@ -103,6 +103,7 @@ def ran(job_of: Callable[..., Job]) -> Callable[..., Ran]:
     made: dict[str, Ran] = {}
 
     def get(name: str, processes: int = 1, mode: Mode = "ddp", **more: Any) -> Ran:
+        more = {field: value for field, value in more.items() if value is not None}
         wanted = f"{name} {processes} {mode} {more}"
         if wanted not in made:
             job = job_of(name, processes=processes, mode=mode, **more)

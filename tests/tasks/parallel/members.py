@@ -6,7 +6,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import yaml
 
 from tasks.job import Job
 from tasks.parallel.launching import CONFIGS, members
-from tests.tasks.forked import with_locks_of_its_own
+from tests.tasks.forked import as_a_trainer
 
 
 def free_port() -> int:
@@ -47,11 +46,7 @@ def environment(job: Job, rank: int, port: int) -> dict[str, str]:
 
 
 def work(job: Job, rank: int, port: int, before: Callable[[int], None]) -> None:
-    with_locks_of_its_own()
-    out = os.open(job.draft / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    as_a_trainer(job.draft / "log.txt")
     os.environ.update(environment(job, rank, port))
     from accelerate.state import AcceleratorState
 

@@ -49,6 +49,6 @@ DEEPSPEED = pytest.param(
 
 
 def execution(processes: int = 1, mode: Mode = "ddp", **more: Any) -> Execution:
-    """One thread a process, so that one and two are compared in the same arithmetic."""
+    """One thread a process, so that one and two are compared in the same arithmetic; saved amid training."""
     launch = Launch(processes=processes, mode=mode)
-    return Execution(**{"threads": processes, "device": "cpu", "launch": launch, **more})
+    return Execution(**{"threads": processes, "device": "cpu", "launch": launch, "save_interval": 4, **more})

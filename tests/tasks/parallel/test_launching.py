@@ -112,7 +112,7 @@ def test_two_processes_under_the_launcher_end_with_the_bytes_of_two_without(ran,
 )
 def test_killed_amid_training_two_processes_go_on_to_the_same_bytes(ran, job_of, name, mode):
     often = {"save_interval": 1, "keep_checkpoints": 1, "mode": mode}
-    undisturbed, job = ran(name, 2, **often), job_of(name, processes=2, **often)
+    undisturbed, job = ran(name, 2, mode), job_of(name, processes=2, **often)
     first = Members(job, before=partial(dying, signal.SIGKILL, 3))
     assert -signal.SIGKILL in first.end()
     assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-2"]
@@ -128,8 +128,7 @@ def test_killed_amid_training_two_processes_go_on_to_the_same_bytes(ran, job_of,
 
 @pytest.mark.parametrize("mode", ["fsdp", DEEPSPEED])
 def test_killed_once_it_has_trained_it_goes_on_from_the_last_checkpoint(ran, job_of, mode):
-    often = {"save_interval": 4, "keep_checkpoints": 1, "mode": mode}
-    undisturbed, job = ran("sft", 2, **often), job_of("sft", processes=2, **often)
+    undisturbed, job = ran("sft", 2, mode), job_of("sft", processes=2, mode=mode, keep_checkpoints=1)
     assert -signal.SIGKILL in Members(job, before=dying_before_it_saves).end()
     assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-8"]
     assert run_here(job) == [0, 0], (job.draft / "log.txt").read_text()
@@ -145,7 +144,7 @@ def dying_before_it_saves(rank: int) -> None:
 
 def test_killed_between_rollouts_two_processes_go_on_to_the_same_policy(ran, job_of):
     often = {"save_interval": 1, "keep_checkpoints": 1}
-    undisturbed, job = ran("ppo", 2, **often), job_of("ppo", processes=2, **often)
+    undisturbed, job = ran("ppo", 2), job_of("ppo", processes=2, **often)
     assert -signal.SIGKILL in Members(job, before=partial(dying_before_rollout, 2)).end()
     assert [path.name for path in (job.draft / "work").glob("checkpoint-*")] == ["checkpoint-2"]
     assert run_here(job) == [0, 0], (job.draft / "log.txt").read_text()

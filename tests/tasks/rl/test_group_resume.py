@@ -17,6 +17,7 @@ from tasks.context import Execution
 from tasks.job import Job
 from tasks.rl import group_trainer
 from tests.conftest import ROOT
+from tests.tasks.forked import Forked
 from tests.tasks.rl.group_runs import BOTH, SMALL, bytes_of, program
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,11 +90,14 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes_and_points(kitchen, sft,
 
 
 def kill_after_a_checkpoint(job):
-    """Run it in a process of its own, and kill that as soon as there is a complete checkpoint."""
+    """Run it in a process of its own, GRPO's in a fork, and kill that as soon as there is a complete checkpoint."""
     path = job.draft / "job.json"
     path.write_text(job.model_dump_json())
-    environment = {**os.environ, "SCORER_SLEEPS": "0.5", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "tasks", str(path)], cwd=ROOT, env=environment)
+    environment = {"SCORER_SLEEPS": "0.5", "HF_HUB_OFFLINE": "1"}
+    if job.uses == "grpo":
+        process = Forked(path, **environment)
+    else:
+        process = subprocess.Popen([sys.executable, "-m", "tasks", str(path)], cwd=ROOT, env=os.environ | environment)
     try:
         deadline = time.monotonic() + 600
         while not list(job.draft.glob("work/checkpoint-*/manifest.json")):

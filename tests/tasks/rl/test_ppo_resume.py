@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tasks.context import Execution
 from tasks.rl.loop import Loop
@@ -21,6 +23,7 @@ from tasks.rl.state import STATE_FILE
 from tasks.training import trainable
 from tests.conftest import ROOT
 from tests.left import timeless
+from tests.tasks.forked import Forked, nothing
 from tests.tasks.rl.resume_runs import EVERY_ROLLOUT, KilledError, differences, interrupted, settings
 from tests.tasks.rl.runs import Ran, job_of, lines_in, run
 
@@ -29,27 +32,30 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Processes that are really killed
 
-DIES_WHILE_SAVING = """
-import os, signal, sys
-import torch
-real = torch.save
-def half(state, path):
-    real(state, path)
-    os.truncate(path, os.path.getsize(path) // 2)
-    os.kill(os.getpid(), signal.SIGKILL)
-torch.save = half
-from tasks.__main__ import main
-sys.exit(main(sys.argv[1:]))
-"""
+
+def dies_while_saving() -> None:
+    """With half of a checkpoint's state on the disk."""
+    real = torch.save
+
+    def half(state: Any, path: Path) -> None:
+        real(state, path)
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
 
 
 class Trainer:
-    """`python -m tasks job.json`, as the flow starts it."""
+    """`python -m tasks job.json`, as the flow starts it; or what that does, in a fork."""
 
-    def __init__(self, job: Path, *program: str) -> None:
-        environment = {**os.environ, "SLEEPS": "0.05", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    def __init__(self, job: Path, before: Callable[[], None] | None = None) -> None:
+        environment = {"SLEEPS": "0.05", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.process: subprocess.Popen[str] | Forked
+        if before is not None:
+            self.process = Forked(job, before, **environment)
+            return
         self.process = subprocess.Popen(
-            [sys.executable, *(program or ("-m", "tasks")), str(job)], cwd=ROOT, env=environment, text=True,
+            [sys.executable, "-m", "tasks", str(job)], cwd=ROOT, env=os.environ | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -72,7 +78,7 @@ class Trainer:
 
 
 def test_killed_twice_and_once_while_saving_it_ends_with_the_same_bytes(world, tmp_path):
-    """Checkpoints every second rollout; the run that nobody disturbs is in this process."""
+    """Checkpoints every second rollout; the run that nobody disturbs is in this process, the last in a fresh one."""
     execution = Execution(threads=1, device="cpu", save_interval=4)
     fields = {**settings(world, total_episodes=64), "execution": execution}
     undisturbed = run(tmp_path / "undisturbed", **fields)
@@ -81,10 +87,10 @@ def test_killed_twice_and_once_while_saving_it_ends_with_the_same_bytes(world, t
     job = job_of(draft, **fields)
     (draft / "job.json").write_text(job.model_dump_json())
 
-    Trainer(draft / "job.json").killed_after(3, draft / "metrics.jsonl")
-    reached = Trainer(draft / "job.json").killed_after(6, draft / "metrics.jsonl")
+    Trainer(draft / "job.json", nothing).killed_after(3, draft / "metrics.jsonl")
+    reached = Trainer(draft / "job.json", nothing).killed_after(6, draft / "metrics.jsonl")
     assert 6 <= reached < 16
-    Trainer(draft / "job.json", "-c", DIES_WHILE_SAVING).ends(-signal.SIGKILL)
+    Trainer(draft / "job.json", dies_while_saving).ends(-signal.SIGKILL)
     assert [path.joinpath(STATE_FILE).exists() for path in (draft / "work" / "saving").iterdir()] == [True]
     assert "going on after " in Trainer(draft / "job.json").ends(0)
 

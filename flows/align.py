@@ -28,7 +28,7 @@ FIELDS = [
           'Fields with several values, such as {"dpo.beta": [0.1, 0.3]}: a branch for each, compared at the end.'),
     Shown("max_branches", int, MOST_BRANCHES, "Most branches", "A sweep of more is refused."),
     Shown("execution", dict[str, Any], {}, "How to run",
-          'Such as {"threads": 2, "device": "cuda"}; never changes a result.'),
+          'Such as {"threads": 2, "device": "cuda"}; no part of any key.'),
     Shown("jobs", int, 1, "Stages at a time", "So many may run side by side, where neither needs the other."),
     Shown("refresh", list[str], [], "Make afresh",
           "Stages to make again though they are cached; what follows from them is made anew too."),

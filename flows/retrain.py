@@ -32,7 +32,7 @@ FIELDS = [
           "Conditions on its figures, such as win_rate_low>0.5 (wins over the champion), check_rate>=champion-0.02."),
     Shown("overrides", dict[str, Any], {}, "Other settings", 'By stage and field, such as {"sft.epochs": 3}.'),
     Shown("execution", dict[str, Any], {}, "How to run",
-          'Such as {"threads": 2, "device": "cuda"}; never changes a result.'),
+          'Such as {"threads": 2, "device": "cuda"}; no part of any key.'),
 ]  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def _fields(parser: argparse.ArgumentParser, more: str = "") -> None:
     parser.add_argument("overrides", nargs="*", metavar="stage.field=value",
                         help=f"fields that differ from the recipe{more}")  # fmt: skip
     parser.add_argument("--exec", action="append", default=[], metavar="NAME=VALUE", dest="execution",
-                        help="how to run, such as threads=2; never changes a result")  # fmt: skip
+                        help="how to run, such as threads=2; no part of any key")  # fmt: skip
 
 
 def _whole(text: str) -> int:

@@ -95,7 +95,7 @@ def form_fields(data: Sequence[str], own: Sequence[Shown], stages: Sequence[str]
         Shown("overrides", dict[str, Any], {}, "Other settings",
               'By stage and field, such as {"sft.epochs": 3, "dpo.label_smoothing": 0.1}.'),
         Shown("execution", dict[str, Any], {}, "How to run",
-              'Such as {"threads": 2, "device": "cuda"}; never changes a result.'),
+              'Such as {"threads": 2, "device": "cuda"}; no part of any key.'),
         Shown("refresh", any_of(stages), [], "Make afresh", "Stages to make again though they are cached."),
         Shown("until", one_of(("the end", *stages)), "the end", "Where to stop", "After this stage."),
         Shown("experiment", str, "align", "Experiment", "Under which MLflow lists the run, beside others to compare."),

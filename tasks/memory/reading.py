@@ -19,9 +19,6 @@ ROW, TEXT = 2700, 11
 300 bytes to 3 kB."""
 SHARD = 2 * 10**9
 """Bytes of a file of weights, at most (tasks/training/model_files.py, which imports torch)."""
-QUANTISING = 0.35
-"""What glibc's allocator keeps of float32 layers in passing, between their 4-bit copies that stay: none to half of
-their bytes, another share in every process."""
 SAMPLING_BATCH = 32
 """Completions that best of n writes at a time (tasks/rl/best.py, which imports torch)."""
 
@@ -95,15 +92,14 @@ def convert(shape: ModelShape, file: int, kind: Kind) -> Memory:
 
 
 def quantize(shape: ModelShape, kind: Kind) -> Memory:
-    """The base, and beside it what its linear layers become in 4 bits, with holes between; a GPU gets one layer after
-    another, and the rest in float32."""
+    """The base, and beside it what its linear layers become in 4 bits; a GPU gets one layer after another, and the rest
+    in float32."""
     copy = replace(shape, bytes_each=4, in_4_bits=True)
     if kind == "cuda":
         layer = max(inputs * outputs for _, inputs, outputs in shape.linears)
         return Memory(weights=copy.weight_bytes + 4 * layer)
     linear = copy.weight_bytes - 4 * shape.others
-    holes = int(QUANTISING * 4 * (shape.parameters - shape.others))
-    return Memory(weights=shape.weight_bytes + linear, libraries=LIBRARIES[kind], allocator=holes)
+    return Memory(weights=shape.weight_bytes + linear, libraries=LIBRARIES[kind])
 
 
 def merge(whole: ModelShape, adapted: Adapted, kind: Kind, positions: int, in_4_bits: int, reads: int) -> Memory:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import ModelError
@@ -16,6 +18,8 @@ BLOCK = 64
 """Weights that share a scale."""
 HEADS = ["lm_head", "score", "embed_out"]
 """What stays as it is: errors of the last layer go straight into every probability."""
+M_MMAP_THRESHOLD = -3
+"""Of mallopt(3): what is larger has pages of its own."""
 STATE = ".quant_state."
 """Part of the name of a tensor that tells how the one before it was quantised."""
 
@@ -26,6 +30,7 @@ def quantise(checkpoint: Checkpoint, device: str, *, quant_type: str, double_qua
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     require_kernel(device, quant_type)
+    _keep_no_large_blocks()
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=getattr(torch, compute_dtype), llm_int8_skip_modules=HEADS,
@@ -33,6 +38,13 @@ def quantise(checkpoint: Checkpoint, device: str, *, quant_type: str, double_qua
     return AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype="auto", device_map={"": device}, quantization_config=config
     )
+
+
+def _keep_no_large_blocks() -> None:
+    """Have glibc give each freed tensor back to the system. It would keep the room of float32 layers that have gone,
+    between their 4-bit copies that stay: none to half of the model, by chance."""
+    with suppress(OSError, AttributeError):  # other C libraries have their own ways
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)
 
 
 def require_kernel(device: str, quant_type: str = "nf4") -> None:

@@ -32,7 +32,7 @@ def _replace(module: Any, name: str, **always: Any) -> None:
     def patient(*given: Any, **words: Any) -> Any:
         return original(*given, **{**words, **always})
 
-    patient.always = always  # type: ignore[attr-defined]
+    patient.always = always  # type: ignore[attr-defined]  # by which a second call knows that it is done
     for each in list(sys.modules.values()):
         if getattr(each, "__dict__", {}).get(name) is original:
             setattr(each, name, patient)

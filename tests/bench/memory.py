@@ -6,9 +6,9 @@
     --jobs N             settings at the same time (1 on the CPU, 6 on a GPU, whose settings don't see each other)
     --work FOLDER        where the workload is, or will be (a temporary folder)
 
-Each setting trains for two steps in a process of its own, in the environment that the flow gives a trainer. Its peak is
-what its manifest would say: on the CPU the most that the process ever had in memory, on a GPU the most that tensors
-took.
+Each setting trains for two steps, or ten where memory grows for longer, in a process of its own, in the environment
+that the flow gives a trainer. Its peak is what its manifest would say: on the CPU the most that the process ever had in
+memory, on a GPU the most that tensors took.
 """
 
 from __future__ import annotations

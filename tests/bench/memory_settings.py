@@ -99,7 +99,8 @@ SETTINGS = [
     Setting("sft lora, 4 long rows, top 10 layers", "sft", _sft(length="long", lora={**LORA, "top_layers": 10}),
             {"micro_batch": 4}),
     Setting("sft lora bfloat16, 8 short rows", "sft", _sft("bfloat16")),
-    Setting("sft lora 4 bits, 8 short rows", "sft", _sft("four_bits"), four_bits=True),
+    # After two steps it is 1,840 to 2,120 MiB by chance; from the tenth on it stays at 2,190 to 2,260.
+    Setting("sft lora 4 bits, 8 short rows", "sft", _sft("four_bits", max_steps=10), four_bits=True),
     Setting("sft dora, 8 short rows", "sft", _sft(lora={**LORA, "dora": True})),
     Setting("sft dora 4 bits, 2 long rows", "sft", _sft("four_bits", length="long", lora={**LORA, "dora": True}),
             {"micro_batch": 2}, four_bits=True),

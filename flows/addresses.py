@@ -1,11 +1,16 @@
-"""Addresses as they may be shown: a URL is quoted in many places, and some hold a password."""
+"""Addresses as they may be shown, since some hold a password, and those that are asked without a proxy."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
-QUERY = re.compile(r"([?&][^=&\s'\"]*(?:passw|pwd|token|secret|key|credential)[^=&\s'\"]*=)[^&\s'\"]+", re.IGNORECASE)
+USER = re.compile(r"(?<=://)[^/\s\"<>]*@")
+QUERY = re.compile(
+    r"([?&][^=&\s'\"]*(?:passw|pwd|token|secret|key|credential|signature|(?<=[?&])sig(?==))[^=&\s'\"]*=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def without_secrets(text: str) -> str:
@@ -16,3 +21,12 @@ def without_secrets(text: str) -> str:
 def reason(error: BaseException) -> str:
     """The first line of what an error says, or else what it is, without secrets."""
     return without_secrets((str(error).splitlines() or [type(error).__name__])[0])[:200]
+
+
+def past_proxies(environment: Mapping[str, str], *hosts: str) -> dict[str, str]:
+    """Variables by which whoever has them asks these hosts directly; none where no proxy is set."""
+    if not any(value for name, value in environment.items() if name.lower() in PROXIES):
+        return {}
+    named = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    direct = ",".join(dict.fromkeys([*filter(None, map(str.strip, named.split(","))), *hosts]))
+    return {"NO_PROXY": direct, "no_proxy": direct}

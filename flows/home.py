@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.addresses import without_secrets
-from flows.servers.state import named_prefect
+from flows.addresses import past_proxies, without_secrets
+from flows.servers.state import ONLY_HERE, named_prefect
 
 RECORDS = 64 << 20
 """Bytes that a run's own records, its logs and the services' databases may take."""
@@ -61,3 +61,4 @@ def prepare_services(home: Path) -> None:
         defaults["PREFECT_UI_URL"] = without_secrets(api.rstrip("/").removesuffix("/api"))
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ |= past_proxies(os.environ, *ONLY_HERE)  # a server of this machine is not to be asked through one

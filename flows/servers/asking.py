@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 from flows.addresses import without_secrets
-from flows.servers.passwords import Password, basic, prefect_password
+from flows.servers.passwords import Password, basic, own_password
 from flows.servers.state import MLFLOW, PREFECT, ROLES, Servers
 
 TIMEOUT_S = 3.0
@@ -70,6 +70,15 @@ def prefect_ui_api(server: str) -> str | None:
     return found.get("api_url") if isinstance(found, dict) else None
 
 
+def forgets_leases(server: str, password: Password | None = None) -> bool:
+    """Whether a Prefect server has in its memory alone who holds a slot, as it has by default."""
+    found = _ask_json(f"{server}/api/admin/settings", password)
+    try:
+        return str(found["server"]["concurrency"]["lease_storage"]).endswith(".memory")
+    except (TypeError, KeyError):
+        return False
+
+
 def prefect_trouble(server: str, password: Password | None = None) -> Trouble | None:
     """What keeps a Prefect server that is there from answering us."""
     if (trouble := _TROUBLE.get(ask(f"{server}/api/admin/version", password=password)[0] or 0)) is not None:
@@ -95,7 +104,7 @@ def mlflow_trouble(server: str, password: Password | None = None) -> Trouble | N
 
 def deployment(servers: Servers, name: str = "align/align") -> dict[str, Any] | None:
     """A deployment as Prefect knows it."""
-    found = _ask_json(f"{servers.prefect_api}/deployments/name/{name}", prefect_password())
+    found = _ask_json(f"{servers.prefect_api}/deployments/name/{name}", own_password(servers))
     return found if isinstance(found, dict) and "id" in found else None
 
 

@@ -54,5 +54,5 @@ def _port(host: str, option: str, named: int | None, first: int, taken: Collecti
 
 def who_has(host: str, port: int) -> str:
     """That somebody has a port: who, and what answers there."""
-    answer = asking.what_is_there(f"http://{bracketed(LOOPBACK if host in EVERYWHERE else host)}:{port}")
+    answer = asking.what_is_there(f"http://{bracketed(EVERYWHERE.get(host, host))}:{port}")
     return f"{ports.listener(port) or 'someone'} listens there" + (f" and answers as {answer}" if answer else "")

@@ -6,20 +6,22 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from flows.addresses import past_proxies
 from flows.links import PAGES
 from flows.servers.processes import MARK, Started
 from flows.servers.state import (
     EVERYWHERE,
+    IN_FILES,
+    LEASES,
     LOOPBACK,
     MLFLOW,
     ONLY_HERE,
     PASSWORD,
     PREFECT,
-    SERVER_PASSWORD,
     SERVING,
     Servers,
     bracketed,
@@ -70,12 +72,23 @@ def _named_by_browsers(servers: Servers) -> list[str]:
     """Names and addresses by which a browser may ask, where other machines can: MLflow refuses all but these."""
     if servers.host in ONLY_HERE:
         return []  # its default
-    own = [LOOPBACK, "localhost", socket.gethostname(), socket.getfqdn(), shown_host(servers)]
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
-        outward.connect(("192.0.2.1", 9))  # sends nothing: it only asks by which address one would
-        own.append(outward.getsockname()[0])
-    names = [f"{bracketed(name)}:{servers.mlflow_port}" for name in dict.fromkeys(own)]
-    return ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", ",".join(f"http://{one}" for one in names)]
+    names = _names(servers, servers.mlflow_port)
+    return ["--allowed-hosts", ",".join(names), "--cors-allowed-origins", _origins(names)]
+
+
+def _names(servers: Servers, port: int) -> list[str]:
+    """All by which a browser may call a server: on this machine and, where it listens for others, from these."""
+    own = [LOOPBACK, servers.reached_at, "localhost", shown_host(servers)]
+    if servers.host not in ONLY_HERE:
+        own += [socket.gethostname(), socket.getfqdn()]
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+            outward.connect(("192.0.2.1", 9))  # sends nothing: it only asks by which address one would
+            own.append(outward.getsockname()[0])
+    return [f"{bracketed(name)}:{port}" for name in dict.fromkeys(own)]
+
+
+def _origins(names: Iterable[str]) -> str:
+    return ",".join(f"http://{one}" for one in names)
 
 
 def serving_command(servers: Servers, home: Path) -> list[str]:
@@ -109,17 +122,21 @@ def environment(servers: Servers, role: str, home: Path) -> dict[str, str]:
         "PREFECT_UI_URL": ui_api(servers).removesuffix("/api"),
         "PYTHONUNBUFFERED": "1",
     }
-    if SERVER_PASSWORD in inherited:
-        own[PASSWORD] = inherited[SERVER_PASSWORD]
+    own |= past_proxies(inherited, servers.reached_at)
+    if (password := servers.password()) is not None:
+        own[PASSWORD] = password
     if role == PREFECT:
         own |= {
             "PREFECT_UI_API_URL": ui_api(servers),  # else the pages call port 4200, whatever the server's is
             "PREFECT_SERVER_UI_API_URL": ui_api(servers),
+            # Else any page in the user's browser could call the API, which starts what it is told to.
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": _origins(_names(servers, servers.prefect_port)),
+            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             # In memory, by default: slots that are taken when the server restarts would be taken for ever.
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            LEASES: IN_FILES,
             # Where those files are: in a folder of all homes, one's server would drop what another's had lent.
             "PREFECT_HOME": str(folder_of(home) / "prefect"),
             "PREFECT_PROFILES_PATH": str(profiles_file()),

@@ -6,7 +6,7 @@ import base64
 import os
 from dataclasses import dataclass
 
-from flows.servers.state import PASSWORD, SERVER_PASSWORD, prefect_setting
+from flows.servers.state import PASSWORD, SERVER_PASSWORD, Servers, prefect_setting
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,12 @@ def prefect_password() -> Password:
         return Password("PREFECT_API_KEY", {"Authorization": f"Bearer {key}"})
     named = "PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING"
     return Password(named, basic(prefect_setting(PASSWORD) or os.environ.get(SERVER_PASSWORD)))
+
+
+def own_password(servers: Servers) -> Password:
+    """Of the Prefect server that `align up` has started, which need not have been in this shell."""
+    said = servers.password()
+    return Password(prefect_password().variables, basic(said)) if said is not None else prefect_password()
 
 
 def mlflow_password() -> Password:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from artifacts.errors import UserError
+from flows.addresses import without_secrets
 
 LISTENING = "0A"
 TRIED = 100
@@ -46,7 +47,8 @@ def listener(port: int) -> str | None:
         with suppress(OSError):  # gone, or somebody else's
             if folder.name.isdecimal() and any(str(link.readlink()) in sockets for link in (folder / "fd").iterdir()):
                 words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                return f"process {folder.name} ({' '.join([Path(words[0]).name, *words[1:]]).strip()[:80]})"
+                said = without_secrets(" ".join([Path(words[0]).name, *words[1:]]).strip())
+                return f"process {folder.name} ({said[:80]})"
     return "another user's process" if sockets and os.geteuid() != 0 else None
 
 

@@ -15,9 +15,9 @@ from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT, who_has
 from flows.servers.commands import ui_api
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 from flows.servers.machine_checks import PROJECT
-from flows.servers.passwords import Password, mlflow_password, prefect_password
+from flows.servers.passwords import Password, mlflow_password, own_password, prefect_password
 from flows.servers.readable import reads_only
-from flows.servers.state import LOOPBACK, MLFLOW, PREFECT, ROLES, Servers, log_of, named_prefect
+from flows.servers.state import IN_FILES, LEASES, LOOPBACK, MLFLOW, PREFECT, ROLES, Servers, log_of, named_prefect
 
 AGAIN = "`align up` starts it again"
 
@@ -40,7 +40,7 @@ def up_found(home: Path) -> Iterator[Finding]:
                           f"answer; its log is {log_of(home, role)}", "`align down`, then `align up`")  # fmt: skip
         elif role == PREFECT:
             yield from prefect_found(
-                servers.prefect, ui_api(servers), "`align down`, then `align up`", prefect_password()
+                servers.prefect, ui_api(servers), "`align down`, then `align up`", own_password(servers)
             )
         elif role == MLFLOW:
             yield from mlflow_found(servers.mlflow, "`align down`, then `align up`")
@@ -54,11 +54,15 @@ def prefect_found(server: str, ui_wanted: str, do: str, password: Password | Non
     if (trouble := asking.prefect_trouble(server, password)) is not None:
         yield _trouble("Prefect", without_secrets(server), trouble, password)
         return
-    version, server = asking.prefect_version(server, password), without_secrets(server)
+    version, forgets = asking.prefect_version(server, password), asking.forgets_leases(server, password)
+    server = without_secrets(server)
     if version is None:
         yield Finding("servers", BROKEN, f"Prefect does not answer at {server}", do)
         return
     yield _version("prefect", "Prefect", server, version, do)
+    if forgets:
+        yield Finding("leases", WARNING, f"Prefect at {server} forgets who holds a slot when it restarts, and shows it "
+                      "as taken for ever", f"start that server again with {LEASES}={IN_FILES}")  # fmt: skip
     ui, ui_wanted = asking.prefect_ui_api(server), without_secrets(ui_wanted)
     if ui is None or ui.rstrip("/") == ui_wanted:
         return

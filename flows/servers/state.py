@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.syncing import write_whole
+from flows.addresses import past_proxies
 from flows.links import PAGES
 from flows.servers.processes import Started
 
 PREFECT, MLFLOW, SERVING = ROLES = ("prefect", "mlflow", "serving")
 LOOPBACK = "127.0.0.1"
 ONLY_HERE = (LOOPBACK, "localhost", "::1")
-EVERYWHERE = ("0.0.0.0", "::")
+EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}
+"""What means all addresses, and the one of them by which this machine reaches itself; by the other it does not."""
+LEASES, IN_FILES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+"""Where a Prefect server keeps who holds a slot, and the choice that outlives it."""
 SERVER_PASSWORD, PASSWORD = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 """What a Prefect server asks for, and what its clients tell it, as `user:password`."""
 
@@ -71,10 +75,15 @@ class Servers:
         """What stands in the environment of a role's processes; without a role, of all."""
         return f"{self.token}/{role}"
 
+    def password(self) -> str | None:
+        """Of the Prefect server, as whichever shell started it gave it; of one that is to be started, this one's."""
+        started = self.processes.get(PREFECT)
+        return (started.variables() if started and started.alive() else os.environ).get(SERVER_PASSWORD)
+
     @property
     def reached_at(self) -> str:
         """The address at which this machine reaches them."""
-        return LOOPBACK if self.host in EVERYWHERE else self.host
+        return EVERYWHERE.get(self.host, self.host)
 
     @property
     def mlflow(self) -> str:
@@ -126,8 +135,9 @@ def use_servers(home: Path) -> None:
         os.environ.pop(PAGES, None)  # another server's
     if servers.alive(PREFECT) and named_prefect() is None:
         os.environ["PREFECT_API_URL"] = servers.prefect_api
-        if SERVER_PASSWORD in os.environ:
-            os.environ.setdefault(PASSWORD, os.environ[SERVER_PASSWORD])
+        if (password := servers.password()) is not None:
+            os.environ.setdefault(PASSWORD, password)
+        os.environ |= past_proxies(os.environ, servers.reached_at)
 
 
 def named_prefect() -> str | None:

@@ -33,6 +33,9 @@ def taken() -> Iterator[int]:
 ANSWERS = {
     "/api/admin/version": "3.1.0",
     "/api/health": True,
+    "/api/admin/settings": {
+        "server": {"concurrency": {"lease_storage": "prefect.server.concurrency.lease_storage.memory"}}
+    },
     "/ui-settings": {"api_url": "http://127.0.0.1:1/api"},
 }
 

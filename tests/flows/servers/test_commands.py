@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from flows.servers.choosing import Asked, new_servers
 from flows.servers.commands import environment, mlflow_command, ui_api
-from flows.servers.state import Servers, profiles_file
+from flows.servers.passwords import basic, own_password
+from flows.servers.processes import Started
+from flows.servers.state import Servers, profiles_file, use_servers
 from flows.servers.verbs import unguarded
 
 
@@ -49,6 +56,37 @@ def test_prefects_pages_call_the_port_that_was_chosen_by_a_name_that_browsers_kn
     assert "MLFLOW_TRACKING_URI" not in environment(servers("127.0.0.1"), "mlflow", home)
 
 
+def test_no_other_page_in_a_browser_of_this_machine_can_call_prefect(home):
+    """Its own pages can, by whichever name they were opened; what starts is what the API is told to start."""
+    prefect = environment(servers("127.0.0.1"), "prefect", home)
+    origins = prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert origins == ["http://127.0.0.1:4207", "http://localhost:4207"]
+    assert prefect["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+    everywhere = environment(servers("0.0.0.0"), "prefect", home)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert f"http://{socket.gethostname()}:4207" in everywhere.split(",") and "*" not in everywhere
+
+
+def test_a_slot_that_is_taken_when_prefect_restarts_is_not_forgotten(home):
+    storage = environment(servers("127.0.0.1"), "prefect", home)["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    assert storage == "prefect.server.concurrency.lease_storage.filesystem"
+
+
+@pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "http://127.0.0.1:4207"), ("::", "http://[::1]:4207")])
+def test_servers_for_all_are_reached_from_here_by_an_address_at_which_they_listen(host, url):
+    assert servers(host).prefect == url
+    assert url.removeprefix("http://").replace("4207", "5007") in after(
+        mlflow_command(servers(host), Path("/h")), "--allowed-hosts"
+    ).split(",")
+
+
+def test_a_proxy_of_the_users_is_not_asked_for_them(home, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for role in ("prefect", "mlflow", "serving"):
+        assert environment(servers("10.0.0.1"), role, home)["NO_PROXY"] == "example.org,10.0.0.1"
+
+
 def test_only_this_machine_reaches_them_unless_told(monkeypatch):
     assert Asked().host is None and new_servers(Asked()).host == "127.0.0.1"
     assert unguarded(servers("127.0.0.1")) == unguarded(servers("localhost")) == unguarded(servers("::1")) == []
@@ -64,3 +102,19 @@ def test_a_password_of_prefect_reaches_its_clients(home, monkeypatch):
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:hunter2")
     assert environment(servers("127.0.0.1"), "prefect", home)["PREFECT_SERVER_API_AUTH_STRING"] == "me:hunter2"
     assert environment(servers("127.0.0.1"), "serving", home)["PREFECT_API_AUTH_STRING"] == "me:hunter2"
+
+
+def test_the_password_of_a_server_that_is_up_is_known_in_another_shell(home, monkeypatch):
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    with subprocess.Popen(["sleep", "60"], env={"PREFECT_SERVER_API_AUTH_STRING": "me:hunter2"}) as process:
+        up = replace(servers("127.0.0.1"), processes={"prefect": Started.of(process.pid)}, ready=True).save(home)
+        try:
+            assert own_password(up).header == basic("me:hunter2")
+            assert environment(up, "serving", home)["PREFECT_API_AUTH_STRING"] == "me:hunter2"
+            monkeypatch.setattr(os, "environ", dict(os.environ))
+            for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+                os.environ.pop(name, None)
+            use_servers(home)
+            assert os.environ["PREFECT_API_AUTH_STRING"] == "me:hunter2"
+        finally:
+            process.kill()

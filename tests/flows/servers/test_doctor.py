@@ -61,6 +61,8 @@ def test_a_prefect_of_another_version_whose_pages_call_elsewhere(home, old_prefe
     monkeypatch.setenv("PREFECT_API_URL", f"{server}/api")
     version, pages = of(server_checks.named_found(home), BROKEN)
     assert version.found == f"Prefect at {server}: wanted <3.10,>=3.8.8, got 3.1.0"
+    (leases,) = of(server_checks.named_found(home), WARNING)
+    assert "forgets who holds a slot" in leases.found and leases.do.endswith("lease_storage.filesystem")
     assert "call the API at http://127.0.0.1:1/api" in pages.found and f"PREFECT_UI_API_URL={server}/api" in pages.do
 
 

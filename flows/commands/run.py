@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import AlignError, StageError
+from artifacts.errors import AlignError, InterruptedStage, StageError
 from artifacts.store import Store
 from flows.addresses import without_secrets
 from flows.colours import coloured
 from flows.commands.planning import Wanted, plan_of
-from flows.commands.without_prefect import without_prefect
+from flows.commands.without_prefect import NO_SERVER, without_prefect
 from flows.home import RECORDS, align_home
 from flows.running.watch import WATCHER, TerminalWatcher, Watcher
 from flows.tables import gate_table
@@ -98,6 +98,7 @@ def _called(flow: Callable[[], object], home: Path, *, quiet: bool) -> Ended:
     """Call a flow, and see how it ends; Ctrl-C is the caller's unless Prefect stands in its way."""
     with watched(quiet=quiet) as watcher:
         from httpx import HTTPError
+        from prefect.exceptions import CancelledRun
 
         from flows.running.ephemeral import keep_from_ctrl_c
 
@@ -106,7 +107,11 @@ def _called(flow: Callable[[], object], home: Path, *, quiet: bool) -> Ended:
             flow()
         except AlignError as error:
             return Ended(watcher, error)
-        except HTTPError as error:  # Prefect's
+        except CancelledRun as error:
+            return Ended(watcher, InterruptedStage(str(error)))
+        except (HTTPError, RuntimeError) as error:  # Prefect's
+            if isinstance(error, RuntimeError) and not str(error).startswith(NO_SERVER):
+                raise
             return Ended(watcher, without_prefect(home, watcher, error), prefect_left=True)
     return Ended(watcher)
 

@@ -9,6 +9,10 @@ from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from flows.addresses import without_secrets
 from flows.running.watch import Watcher
 
+ANOTHER = "Found incompatible versions"
+NO_SERVER = ("Failed to reach API at", ANOTHER)
+"""How a plain RuntimeError of Prefect's begins that is about its server: away when the flow begins, or of no use."""
+
 
 def without_prefect(home: Path, watcher: Watcher, error: Exception) -> AlignError | None:
     """Why the flow ended, whose end Prefect could not be told; None if nothing is wrong with what it did."""
@@ -59,6 +63,11 @@ def _why_not(error: Exception) -> str:
     from flows.servers.state import named_prefect
 
     server, password = (named_prefect() or "").rstrip("/").removesuffix("/api"), prefect_password()
+    if str(error).startswith(ANOTHER):
+        return (
+            f"Prefect at {without_secrets(server)} is of another version: {str(error).removeprefix(ANOTHER + ': ')} "
+            "Start one of this version there, or unset PREFECT_API_URL"
+        )
     trouble = asking.prefect_trouble(server, password) if server else None
     if trouble is None:
         return f"Prefect can't be reached: {without_secrets(str(error))}; start its server, or unset PREFECT_API_URL"

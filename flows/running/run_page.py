@@ -20,6 +20,7 @@ from uuid import UUID
 from httpx import HTTPError
 from prefect.artifacts import (
     create_image_artifact,
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -66,8 +67,11 @@ def show_plan(plan: Plan, said: Mapping[str, Verdict], record: RunRecord, tracke
     _tell(lambda: create_table_artifact(rows, key="plan", description=f"The plan of run {inert(record.run_id)}"))
 
 
-def show_report(summary: str, run_id: str, tracker: Tracker) -> None:
-    """The end: stages and comparison in Markdown, and the charts."""
+def show_report(summary: str, record: RunRecord, tracker: Tracker) -> None:
+    """The end: stages and comparison in Markdown, with links to the stages in MLflow, and the charts."""
+    run_id, pages = record.run_id, [(stage["name"], mlflow_page(stage["mlflow_run_id"])) for stage in record.stages]
+    if links := [f"[{inert(name)}]({page})" for name, page in pages if page]:
+        summary += f"\n\nStages in MLflow: {' · '.join(links)}"
     _tell(lambda: create_markdown_artifact(summary, key="report", description=f"Run {inert(run_id)}"))
     for name, what in (("comparison", "The policies side by side"), ("frontier", "What each policy gained against KL")):
         picture = tracker.file(f"{name}.png")
@@ -104,10 +108,14 @@ class _Stage:
 
 
 class OnPage(Watcher):
-    """Hears what another watcher hears, and keeps the stages' progress on the page."""
+    """Hears what another watcher hears, and keeps on the page the stages' progress and a link to the run in MLflow.
 
-    def __init__(self, inner: Watcher) -> None:
+    `in_mlflow` gives the address there, None as long as MLflow does not have the run.
+    """
+
+    def __init__(self, inner: Watcher, in_mlflow: Callable[[], str | None]) -> None:
         super().__init__()
+        self.in_mlflow: Callable[[], str | None] | None = in_mlflow
         self.inner, self.logger, self.run_id = inner, inner.logger, inner.run_id
         self._stages: dict[str, _Stage] = {}
         self._over = threading.Event()
@@ -130,7 +138,8 @@ class OnPage(Watcher):
         if not looked_at():
             yield
             return
-        thread = threading.Thread(target=self._run, name="run page", daemon=True)
+        run = partial(copy_context().run, self._run)  # or what it says would be on no flow run's page
+        thread = threading.Thread(target=run, name="run page", daemon=True)
         thread.start()
         try:
             yield
@@ -144,6 +153,9 @@ class OnPage(Watcher):
         self._tell_all()
 
     def _tell_all(self) -> None:
+        if self.in_mlflow is not None and (page := self.in_mlflow()) is not None:
+            self.in_mlflow = None
+            _tell(lambda: create_link_artifact(page, link_text="This run in MLflow", key="mlflow"))
         for label, stage in list(self._stages.items()):
             if stage.text != stage.told:
                 stage.told = stage.text

@@ -22,12 +22,14 @@ from flows.commands.planning import Wanted
 from flows.commands.summary import conclude
 from flows.deployments.deployed import check_code
 from flows.home import align_home
+from flows.links import mlflow_page
 from flows.records import RunRecord, run_id_for
 from flows.running.afresh import plan_to_run
 from flows.running.caching import StageKey
 from flows.running.ephemeral import guard_ephemeral_servers
 from flows.running.execute import StageResult, execute, found
 from flows.running.lost import end_all_lost, tell_prefect
+from flows.running.own_state import cancelled, heeding
 from flows.running.run_page import OnPage, flow_page, show_plan, show_report
 from flows.running.schedule import Schedule
 from flows.running.steering import leave, pause_asked_for, pausing, suspended
@@ -51,6 +53,10 @@ def answer(run: Callable[[], Answer]) -> Answer:
     try:
         check_code(_deployment_version(), partial(watch.line, "code"))
         return run()
+    except KeyboardInterrupt:
+        if (state := cancelled()) is None:
+            raise
+        return state
     except AlignError as error:
         said = without_secrets(str(error))
         if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
@@ -58,6 +64,8 @@ def answer(run: Callable[[], Answer]) -> Answer:
         watch.logger.error("%s", said)
         logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
         return Failed(message=said)
+    finally:
+        leave()
 
 
 def _not_told_again(record: logging.LogRecord) -> bool:
@@ -97,22 +105,20 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
         record.save(store.home)
         return record
 
-    page = OnPage(watch)
+    page = OnPage(watch, lambda: mlflow_page(tracker.mlflow_run_id))
     schedule = Schedule(plan, results, page)
     try:
         show_plan(plan, said, recorded(), tracker)
-        with page.showing(), pausing(page):
+        with page.showing(), pausing(page), heeding(page):
             schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, page), jobs, recorded)
         summary = conclude(recorded(), tracker, store, origin.ui)
         record = recorded()
     except BaseException as error:
         _cut_short(RunRecord.of(plan, run_id, flow_run.id, tracker, results), tracker, store)
-        leave()
         if isinstance(error, OSError):
             _raise([*schedule.errors, StageError(f"{run_id}: what became of it can't be kept: {error}; {AGAIN}")])
         raise
-    show_report(summary, run_id, tracker)
-    leave()
+    show_report(summary, record, tracker)
     if tracker.lacks:
         lacking = "MLflow does not have all of it, and what it lacks goes with this disk; its log says why"
         schedule.errors.append(StageError(f"{run_id}: {lacking}"))

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 NAME = "align: killed flow runs are Crashed"
 MISSED = 4
-"""Heartbeats that must be missing, so that a busy or sleeping machine costs no healthy run its state."""
+"""Heartbeats that must be missing, so that a busy machine costs no healthy run its state. One that sleeps does, until
+the run is awake too and says so (flows/running/own_state.py)."""
+TAKEN_FOR_DEAD = "no sign of life for"
+"""How the message begins of a run that the rule has found."""
 ENDS = (
     "Completed", "Promoted", "Kept", "Unchanged", "Failed", "TimedOut", "Cancelled", "Crashed", "Cancelling", "Paused",
     "Suspended", "AwaitingRetry",
@@ -69,7 +72,7 @@ def crash_rule() -> AutomationCore:
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name=None,
-                message=f"no sign of life for {MISSED * seconds} seconds: its process was killed",
+                message=f"{TAKEN_FOR_DEAD} {MISSED * seconds} seconds: its process was killed",
             )
         ],
     )

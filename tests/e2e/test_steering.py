@@ -28,7 +28,7 @@ LONG = 40
 """Epochs: long enough to be met while it trains."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
 LIMIT = f"/v2/concurrency_limits/{socket.gethostname()}-slot-one"
-PAUSED, RETRIED, CANCELLED = 3.0e-3, 2.0e-3, 1.0e-3
+PAUSED, RETRIED, CANCELLED, IN_A_TERMINAL = 3.0e-3, 2.0e-3, 1.0e-3, 2.5e-3
 """Learning rates, each of which is another training."""
 FINISHED = [("base", "Cached"), ("instructions", "Cached"), ("sft", "Completed")]
 
@@ -205,6 +205,20 @@ def test_cancel_ends_the_trainer_within_seconds_and_leaves_a_checkpoint_to_go_on
     up.until(again, "Completed")
     eventually(lambda: "sft: going on from checkpoint-" in up.logs(again), 60)
     assert up.in_mlflow(flow_run)["sft"] == "FINISHED"  # under the run that began it
+
+
+def test_cancel_ends_what_a_terminal_started_as_ctrl_c_does(up):
+    words = ("run", TINY, "--until", "sft", f"sft.epochs={LONG}", f"sft.learning_rate={IN_A_TERMINAL}")
+    process = up.shop.start(*words)
+    up.until_it_trains()
+    flow_run = up.shop.align("runs", "--json").json[0]["flow_run_id"]
+    up.cancel(flow_run)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "error: cancelled in Prefect's pages, after saving; run the same" in err, err
+    assert up.state(flow_run) == "Cancelled" and up.shop.checkpoints("sft") and not up.trainers()
+    assert up.in_mlflow(flow_run)["sft"] == up.in_mlflow(flow_run)[""] == "KILLED"
+    again = up.shop.align(*words)
+    assert again.status == 0 and "sft: going on from checkpoint-" in again.err
 
 
 def test_runs_with_the_same_slot_take_turns_and_say_for_whom_they_wait(up):

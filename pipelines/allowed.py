@@ -9,6 +9,7 @@ environment gives, and these are all of them:
     ALIGN_JUDGE_KEYS    environment variables with keys for these, divided by commas; without it OPENAI_API_KEY
 
 Beside files there are models that have no path: installed packages, those made in code, those that a hub or MLflow has.
+What of these has been fetched is a model, wherever it was put, and never a program, though it be in a root.
 Nothing outside is looked at before it is refused, so that what a refusal says does not tell what is there.
 """
 
@@ -54,10 +55,14 @@ class Allowed:
     programs: bool = False
     hosts: frozenset[str] = frozenset()
     keys: frozenset[str] = frozenset({"OPENAI_API_KEY"})
+    models: tuple[Path, ...] = ()
+    """Folders of models that were fetched by their names."""
+    downloads: tuple[Path, ...] = ()
+    """Folders whose files others than the machine's users have written."""
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> Allowed:
-        """What the environment says; raises UserError for a word that allows nothing."""
+    def read(cls, environment: Mapping[str, str], home: Path | None = None) -> Allowed:
+        """What the environment says; raises UserError for a word that allows nothing; `home` is `$ALIGN_HOME`."""
         words = _words(environment.get(ALLOW, ""))
         if strange := next((word for word in words if word != PROGRAMS), None):
             raise UserError(
@@ -65,7 +70,12 @@ class Allowed:
             )
         keys = _words(environment.get(KEYS, "OPENAI_API_KEY"))
         hosts = (host.lower().replace("[", "").replace("]", "") for host in _words(environment.get(HOSTS, "")))
-        return cls(roots_of(environment), PROGRAMS in words, frozenset(hosts), frozenset(keys))
+        own = _named_and_real(home) if home else ()
+        hub = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+        return cls(
+            roots_of(environment), PROGRAMS in words, frozenset(hosts), frozenset(keys),
+            models=tuple(folder / "fetched" for folder in own), downloads=(*own, *_named_and_real(hub)),
+        )  # fmt: skip
 
     def require(self, recipe: Path) -> None:
         """Raise RecipeError for a recipe that is not to be read."""
@@ -115,7 +125,8 @@ class Allowed:
     def _source(self, what: str, source: str, folders: Sequence[Path]) -> str:
         if source.isprintable() and ".." not in source and any(re.fullmatch(form, source) for form in NO_PATHS[what]):
             return source
-        if not (good := self._within(source, folders)):
+        good = self._within(source, folders) or self._fetched(what, source)
+        if not good:
             raise RecipeError(self._wanted(source))
         if (found := first_there(good)) is not None:
             return str(found)
@@ -134,6 +145,9 @@ class Allowed:
             module, _, function = program.rpartition(":")
             if not (good := self._within(file_of(module), folders)):
                 raise RecipeError(self._wanted(program))
+            ends = [end for place in good for end in _named_and_real(place.absolute())]
+            if any(end.is_relative_to(folder) for end in ends for folder in self.downloads):
+                raise RecipeError(f"wanted a function in a file that was put there by hand, got {program!r:.200}")
             yield f"{first_there(good) or good[0]}:{function}", weight
 
     def _require_host(self, url: str) -> None:
@@ -150,30 +164,40 @@ class Allowed:
         """Of the places where a path is looked for, those within the roots; none for another user's home."""
         if path.startswith("~") or not path.isprintable():
             return []
-        return [place for place in places(path, folders) if self.holds(place)]
+        return [place for place in places(path, folders) if leads_into(place, self.roots)]
 
-    def holds(self, path: Path) -> bool:
-        """Whether a path leads into a root, by its words and in truth, past nothing but roots and what is above them.
+    def _fetched(self, what: str, path: str) -> list[Path]:
+        """A model by where it was fetched to, as the recipes have it that are made of others."""
+        place = Path(path)
+        there = what == "model" and place.is_absolute() and path.isprintable() and leads_into(place, self.models)
+        return [place] if there else []
 
-        A path that went past other folders, and back with `..`, would tell whether these exist.
-        """
-        passed = Path(path.root)
-        for part in path.absolute().parts[1:]:
-            passed = passed.parent if part == ".." else passed / part
-            if not any(passed.is_relative_to(root) or root.is_relative_to(passed) for root in self.roots):
-                return False
-        try:
-            ends = passed, path.resolve()
-        except (OSError, RuntimeError):  # links in a circle
+
+def leads_into(path: Path, roots: Sequence[Path]) -> bool:
+    """Whether a path leads into a root, by its words and in truth, past nothing but roots and what is above them.
+
+    A path that went past other folders, and back with `..`, would tell whether these exist.
+    """
+    passed = Path(path.root)
+    for part in path.absolute().parts[1:]:
+        passed = passed.parent if part == ".." else passed / part
+        if not any(passed.is_relative_to(root) or root.is_relative_to(passed) for root in roots):
             return False
-        return all(any(end.is_relative_to(root) for root in self.roots) for end in ends)
+    try:
+        ends = passed, path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+    return all(any(end.is_relative_to(root) for root in roots) for end in ends)
 
 
 def roots_of(environment: Mapping[str, str]) -> tuple[Path, ...]:
     """The folders that the environment names, each as it is named and where it really is."""
     named = [Path(one).expanduser().absolute() for one in environment.get(ROOTS, "").split(os.pathsep) if one]
-    roots = [root for one in named or [SHIPPED] for root in (Path(os.path.normpath(one)), one.resolve())]
-    return tuple(dict.fromkeys(roots))
+    return tuple(dict.fromkeys(root for one in named or [SHIPPED] for root in _named_and_real(one)))
+
+
+def _named_and_real(folder: Path) -> tuple[Path, Path]:
+    return Path(os.path.normpath(folder)), folder.resolve()
 
 
 def _words(text: str) -> list[str]:

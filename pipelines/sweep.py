@@ -63,6 +63,8 @@ def _is_sound(stages: Stages, sweep: Sweep, problems: Problems) -> bool:
     for name, values in sweep.items():
         if "." not in name:
             problems.add(name, f"wanted stage.field, since stages with another {name} would share nothing")
+        elif len(values) > MOST_COPIES:  # before each is looked at, which takes long
+            problems.add(name, f"wanted at most {MOST_COPIES:,} values, got {len(values):,}")
         elif len({json.dumps(value, sort_keys=True, default=str) for value in values}) < len(values):
             problems.add(name, f"wanted values that differ, got {' | '.join(map(str, values))}")
         elif _is_input(stages, name):

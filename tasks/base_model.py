@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -147,6 +148,20 @@ def _check_usable(path: Path) -> None:
         raise ModelError(f"source: {path} has no weights (*.safetensors)")
     if not any(list(path.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise ModelError(f"source: {path} has no tokenizer files")
+    _check_own_weights(path)
+
+
+def _check_own_weights(path: Path) -> None:
+    """Raise ModelError for a folder that names other files as its weights than its own in safetensors: whoever put it
+    on a hub must not read this machine's files, or its pickles, with it."""
+    for index in path.glob("*.safetensors.index.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # broken: said when it is loaded
+            for name in map(str, json.loads(index.read_text())["weight_map"].values()):
+                if Path(name).name != name or not name.endswith(".safetensors"):
+                    raise ModelError(f"source: {index} wants {name!r}; wanted files of that folder in safetensors")
+    with suppress(ValueError):
+        if (named := config_at(path).get("transformers_weights")) is not None:
+            raise ModelError(f"source: {path}/config.json wants its weights from {named!r}; take that line out of it")
 
 
 def _is_quantized(path: Path) -> bool:
@@ -189,7 +204,7 @@ def _from_folder(path: Path) -> tuple[Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True
     )
     model, found = loaded
     if missing := sorted(found["missing_keys"]):

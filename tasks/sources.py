@@ -64,13 +64,27 @@ def _pinned(name: str, repo: str, wrong: type[UserError]) -> str:
     try:
         info = HfApi().repo_info(identity, revision=revision or None, repo_type=repo, timeout=HUB_TIMEOUT_S)
     except HfHubHTTPError as error:
-        raise wrong(f"source: the hub has no {repo} {name!r} that you may read ({error.__class__.__name__})") from error
+        raise wrong(f"source: {_refused(name, repo, error.response.status_code)}") from error
     except Exception as error:
         raise wrong(
             f"source: {name!r} is no file here, and the hub can't be reached to look it up "
             f"({error.__class__.__name__}); download it and give its folder instead"
         ) from error
     return f"{identity}@{info.sha}"
+
+
+def _refused(name: str, repo: str, status: int) -> str:
+    """What the hub's answer means; whether a name is unknown or not for you it does not tell everyone."""
+    if status >= 500:
+        return f"the hub does not answer (status {status}) about the {repo} {name!r}; try again later"
+    from huggingface_hub import get_token
+
+    do = (
+        "see that the token in HF_TOKEN is valid and may read it"
+        if get_token()
+        else "if it is not for all set HF_TOKEN"
+    )
+    return f"the hub has no {repo} {name!r} that you may read (status {status}); {do}"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from flows.home import align_home
 from pipelines.allowed import Allowed
 
 
@@ -14,4 +15,4 @@ def allowed_here() -> Allowed | None:
         return None
     from prefect.runtime import deployment
 
-    return Allowed.read(os.environ) if deployment.id is not None else None
+    return Allowed.read(os.environ, align_home()) if deployment.id is not None else None

@@ -11,9 +11,9 @@ def reads_only(servers: Servers) -> str | None:
     """What runs are kept to, where that leaves out the folder in which their recipes are looked up; else None."""
     if not servers.alive(SERVING):
         return None
-    from pipelines.allowed import Allowed, roots_of
+    from pipelines.allowed import leads_into, roots_of
 
     roots = roots_of(servers.processes[SERVING].variables())
-    if Allowed(roots).holds(Path(servers.folder)):
+    if leads_into(Path(servers.folder), roots):
         return None
     return f"served runs read only what is in {' or '.join(map(str, roots))}"

@@ -172,6 +172,36 @@ def test_allowed_functions_are_those_of_files_in_the_roots(project: Path, load, 
         make_plan(allowed(project, **programs).restricted(load(ppo={**PPO, "reward": "subprocess:call"})), store)
 
 
+def test_what_was_downloaded_is_no_function_though_it_be_in_a_root(project: Path, load):
+    """Whoever may write to MLflow, or has a repository on a hub, would else say what runs here."""
+    home, hub = project / "align", project / "huggingface"
+    for folder in (home / "fetched" / "models", hub / "hub", project / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "rewards.py").write_text("def f(prompts, completions): return [1.0] * len(prompts)\n")
+    (project / "link").symlink_to(home / "fetched")
+    given = {"ALIGN_DATA_ROOTS": str(project), "ALIGN_ALLOW": "programs", "HF_HOME": str(hub)}
+    bound = Allowed.read(given, home)
+    for place in (home / "fetched" / "models", hub / "hub", project / "link" / "models"):
+        with pytest.raises(RecipeError, match="wanted a function in a file that was put there by hand"):
+            bound.restricted(load(ppo={**PPO, "reward": f"{place}/rewards.py:f"}))
+    bound.restricted(load(ppo={**PPO, "reward": f"{project}/mine/rewards.py:f"}))
+
+
+def test_a_model_that_was_fetched_by_its_name_is_one_by_its_folder_too(project: Path, load, tmp_path: Path):
+    """Recipes that are made of others, as a retraining's is, name what an alias stood for."""
+    home = tmp_path / "align"
+    there = home / "fetched" / "models" / "assistant" / "3"
+    there.mkdir(parents=True)
+    bound = Allowed.read({"ALIGN_DATA_ROOTS": str(project)}, home)
+    assert bound.restricted(load(base__source=str(there))).stages["base"]["source"] == str(there)
+    for field, source in (
+        ("rows__source", there), ("base__source", home / "store"), ("base__source", there / ".." / ".." / ".." / ".."),
+        ("base__source", home / "fetched" / ".." / "store"),
+    ):  # fmt: skip
+        with pytest.raises(RecipeError, match="wanted something in"):
+            bound.restricted(load(**{field: str(source)}))
+
+
 @pytest.mark.parametrize(
     ("endpoint", "hosts", "is_allowed"),
     [

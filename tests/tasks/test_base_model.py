@@ -139,9 +139,26 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def index_naming(name: str) -> Callable[[Path], object]:
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model.safetensors", "lm_head.weight": name}}
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def weights_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": "adapter_model.bin"}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            index_naming("../../other/model.safetensors"),
+            r"index.json wants '../../other/model.safetensors'; wanted files",
+        ),
+        (index_naming("/elsewhere/model.safetensors"), "wants '/elsewhere/model.safetensors'"),
+        (index_naming("pytorch_model.bin"), "wants 'pytorch_model.bin'; wanted files of that folder in safetensors"),
+        (weights_named, "config.json wants its weights from 'adapter_model.bin'"),
         (remove("*.safetensors"), "has no weights"),
         (pickled, "only as a pickle, which runs code when it is loaded; convert it to safetensors"),
         (remove("tokenizer*", "chat_template*"), "has no tokenizer files"),

@@ -256,7 +256,12 @@ def test_the_card_of_a_hub_data_set_names_no_files_of_this_machine_or_elsewhere(
     (tmp_path / "set" / "README.md").write_text(card)
     found = load_dataset_builder(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache")).config.data_files
     assert [str(file) for file in found["train"]] == [str(secret)]
-    for files in (found["train"], ["https://host/x.csv"], ["zip://x.csv::/tmp/x.zip"]):
+    elsewhere = [
+        "https://host/x.csv", "zip://x.csv::/tmp/x.zip", "dir://x.jsonl::/home/me::hf://datasets/org/name@abc/x.csv",
+        "zip://x.csv::/tmp/x.zip::hf://datasets/org/name@abc/x.csv", "file:///tmp/x::hf://datasets/org/name@abc/x",
+        "zip://x::zip://y::hf://datasets/org/name@abc/x.zip",
+    ]  # fmt: skip
+    for files in (found["train"], *([file] for file in elsewhere)):
         with pytest.raises(DataError, match=r"its card names .*, which is not on the hub"):
             require_on_hub("hub:org/name", files)
     require_on_hub(

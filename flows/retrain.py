@@ -20,6 +20,7 @@ from flows.deployments.retraining import GATE, Asked, Retrained, retrain
 from flows.links import mlflow_page, mlflow_server
 from flows.running.run_page import show_decision
 from flows.running.watch import watcher
+from pipelines.comparison.markdown_text import inert
 
 FIELDS = [
     Shown("recipe", str, "pipelines/quickstart.yaml", "Recipe",
@@ -49,7 +50,7 @@ def _run(given: dict[str, Any]) -> State[dict[str, Any]]:
 def page(done: Retrained) -> str:
     """What was decided, in Markdown: the gate with its figures, and where to look next."""
     decision = done.decision
-    lines = [f"# {decision.said}", ""]
+    lines = [f"# {inert(decision.said)}", ""]
     if decision.conditions:
         lines += ["| condition | wanted | got | |", "|---|---|---|---|"]
     for one in decision.conditions:
@@ -62,7 +63,7 @@ def page(done: Retrained) -> str:
     versions = {decision.version: "the challenger", decision.champion: "the champion"}  # which may be one
     for number, what in versions.items():
         if number is not None:
-            said = f"{what}: {decision.model} version {number}"
+            said = f"{what}: {inert(decision.model)} version {number}"
             link = f"{address}/#/models/{quote(decision.model, safe='')}/versions/{number}"
             lines.append(f"- [{said}]({link})" if address else f"- {said}")
     if (run := mlflow_page(done.mlflow_run_id)) is not None:

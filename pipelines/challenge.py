@@ -9,20 +9,22 @@ Where `eval_dpo` measures what is to become champion, the recipe gets two stages
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from artifacts.errors import UserError
 from artifacts.fingerprint import digest
 from artifacts.kinds import Model, Quantized
-from pipelines.gate import Condition, decides
+from pipelines.gate import FIGURES, Condition, decides
 from pipelines.plan import Plan, Planned
 from pipelines.problems import Problems, did_you_mean
 from pipelines.wiring import check_stages, with_needs
 from tasks.registry import stage_class
 
 CHAMPION, EVAL_CHAMPION = "champion", "eval_champion"
+NEEDS = {"score_mean": "reward", "kl_to_reference": "reference"}
+"""Which input of an evaluation gives a figure."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,25 @@ class Challenger:
                  "gate": sorted(map(str, gate))}  # fmt: skip
         return digest(asked)
 
-    def without_opponent(self, gate: Sequence[Condition]) -> list[Condition]:
-        """The conditions on wins where, without a champion, there is nobody to win over."""
-        if "against" in self.report.stage.bound():
-            return []
-        return [condition for condition in gate if "against" in (decides(condition.metric) or ())]
+    def gate_problems(self, gate: Sequence[Condition], *, champion: bool) -> list[str]:
+        """Why a gate could not be judged, as far as that is known before anything trains."""
+        given = {*self.report.stage.bound(), *(["against"] if champion else [])}
+        return [problem for one in gate if (problem := self._problem(one, given, champion)) is not None]
+
+    def _problem(self, condition: Condition, given: Set[str], champion: bool) -> str | None:
+        name, report = condition.metric, self.report.label
+        if name not in FIGURES:
+            return f"{condition}: there is no such figure{did_you_mean(name, FIGURES)}; there are {', '.join(FIGURES)}"
+        wins = "against" in (decides(name) or ())
+        if wins and not champion and "against" not in given:
+            return (
+                f"{condition}: there is no champion to win over, and {report} has no `against`; give the first one a "
+                "gate without wins, such as check_rate>=0, or add `against`"
+            )
+        if wins and champion and condition.champion:
+            return f"{condition}: wins are over the champion, which has none; wanted a number, as in {name}>0.5"
+        lacking = next((one for figure, one in NEEDS.items() if name.startswith(figure) and one not in given), None)
+        return None if lacking is None else f"{condition}: {report} measures that only with `{lacking}`; add it there"
 
     def recipe(self, source: str | None) -> Challenge:
         """The whole recipe with the champion at `source` in it; without a champion, as it was."""
@@ -72,7 +88,9 @@ class Challenger:
         champion = eval_champion = None
         if source is not None:
             champion, eval_champion = (_free(name, stages) for name in (CHAMPION, EVAL_CHAMPION))
-            stages[champion] = {"uses": "adopt", "base": self.base.label, "source": source, "complete": True}
+            adopt = {"uses": "adopt", "base": self.base.label, "source": source, "complete": True}
+            # Right after its base, so that one that does not fit is found out before anything else is made.
+            stages = dict(_with_next(self.base.label, champion, adopt, stages))
             mine = stages[self.report.label]
             alike = {name: value for name, value in mine.items() if name not in ("policy", "against", "refresh")}
             stages[eval_champion] = {**alike, "policy": champion}
@@ -106,9 +124,14 @@ def located_stages(plan: Plan) -> dict[str, dict[str, Any]]:
     for label, fields in plan.recipe.stages.items():
         cls = stage_class(fields["uses"])
         before, after = bare[label].settings(), plan[label].stage.settings()
-        moved = {name: value for name, value in after.items() if value != before[name]}
+        moved = {name: value for name, value in after.items() if value != before[name] and not _is_name(before[name])}
         stages[label] = {**(cls.spelled_out(fields) if moved else fields), **moved}
     return stages
+
+
+def _is_name(source: Any) -> bool:
+    """Whether it says what is meant wherever it is read: where a package lies here is nobody else's concern."""
+    return isinstance(source, str) and source.startswith("package:")
 
 
 def _model(plan: Plan, label: str) -> Planned:
@@ -155,6 +178,14 @@ def _in_order(plan: Plan) -> list[Planned]:
     """As the recipe has them."""
     labels = list(plan.recipe.stages)
     return sorted(plan.stages, key=lambda each: labels.index(each.label))
+
+
+def _with_next(label: str, name: str, fields: dict[str, Any], stages: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The stages, with another one after that of this label."""
+    for each, its in stages.items():
+        yield each, its
+        if each == label:
+            yield name, fields
 
 
 def _free(name: str, stages: Mapping[str, Any]) -> str:

@@ -37,6 +37,9 @@ DECIDES: dict[str, tuple[str, ...]] = {
     "kl_to_reference": (*WRITTEN, "max_scored", "reference"),
 }
 """What of an evaluation decides a figure, beside the policy and `ALWAYS`; of one that is not here, everything does."""
+INTERVALS = ("check_rate", "score_mean", "win_rate")
+FIGURES = (*DECIDES, "prompts", *(f"{name}_{end}" for name in INTERVALS for end in ("low", "high")))
+"""All that an evaluation may measure; whether it does hangs on its data and settings."""
 
 
 @dataclass(frozen=True)

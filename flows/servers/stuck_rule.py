@@ -9,6 +9,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from flows.servers.notifying import telling
+
 if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
@@ -21,6 +23,7 @@ MESSAGE = (
     f"did not start within {STARTS_WITHIN_S // 60} minutes: no node has room for its pod, its image can't be had, or "
     "its worker died. On Kubernetes the run's log says why its pod waited, or `kubectl -n alignflow get events`."
 )
+SAID = f"{{{{ flow.name }}}} {{{{ flow_run.name }}}} {MESSAGE} {{{{ flow_run|ui_url or '' }}}}"
 
 
 def stuck_rule() -> AutomationCore:
@@ -44,5 +47,5 @@ def stuck_rule() -> AutomationCore:
             within=timedelta(seconds=STARTS_WITHIN_S),
         ),
         # Not Crashed: with Cancelling a worker deletes the job too, whose pod would otherwise run when a node comes.
-        actions=[ChangeFlowRunState(state=StateType.CANCELLING, name=None, message=MESSAGE)],
+        actions=[ChangeFlowRunState(state=StateType.CANCELLING, name=None, message=MESSAGE), *telling(SAID)],
     )

@@ -127,7 +127,8 @@ class TrackedRun(RunFolder):
         for stage in stages:
             if (linked := found[stage["key"]]) is not None:
                 tags.append(RunTag(accepted(f"align.stage.{stage['name']}"), linked.run))
-        if policy := facts.get("policy"):
+        # Of one that failed and is tried again it may yet be another, and MLflow lets no parameter change.
+        if facts["status"] == "FINISHED" and (policy := facts.get("policy")):
             log_params(server.client, run, {"policy": policy})
         at = int(facts.get("ended", self._facts.stat().st_mtime) * 1000)
         points = [Metric(name, value, at, 0) for name, value in numbers(facts["metrics"]).items()]

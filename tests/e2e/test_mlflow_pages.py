@@ -142,6 +142,22 @@ def test_files_of_a_run_open_as_what_they_are(pages: Pages, name: str, texts: tu
     browser.picture(name.replace(".", "-"))
 
 
+@pytest.mark.parametrize("name", ["comparison.png", "frontier.png"])
+def test_a_chart_opens_as_a_picture(pages: Pages, name: str) -> None:
+    browser = pages.run(pages.runs[1], f"/artifacts/{name}")
+    picture = browser.page.locator(f"img[src*='{name}'], img[src^='blob:'], img[src^='data:image']").first
+    picture.wait_for()
+    browser.page.wait_for_function("one => one.naturalWidth > 300", arg=picture.element_handle())
+    browser.picture(name.replace(".", "-"))
+
+
+@pytest.mark.parametrize(("name", "texts"), [("stage/manifest.json", ("digest", "uses")), ("output/README.md", ())])
+def test_what_a_stage_made_says_what_it_is(pages: Pages, name: str, texts: tuple[str, ...]) -> None:
+    browser = pages.run(pages.stage("merge"), f"/artifacts/{name}")
+    browser.shows(name.rpartition("/")[2], *texts)
+    browser.picture(name.rpartition("/")[2].replace(".", "-"))
+
+
 def test_what_a_stage_took_of_the_machine_is_on_mlflows_page_for_that(pages: Pages) -> None:
     browser = pages.run(pages.stage("dpo"), "/system-metrics")
     browser.shows("cpu_utilization_percentage")

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from playwright.sync_api import expect
 
 from tests.e2e.browser import Browser, browser
 from tests.e2e.conftest import Shop
+from tests.e2e.prefect_server import Prefect
 from tests.e2e.servers import free_port
 from tests.e2e.test_from_prefect import eventually
 
@@ -30,8 +30,11 @@ class Pages:
         assert up.status == 0, up.err
         self.prefect = f"http://127.0.0.1:{self.ports[0]}"
 
-    def api(self, path: str) -> Any:
-        return httpx.get(f"{self.prefect}/api{path}").raise_for_status().json()
+        self.server = Prefect(self.shop.environment)
+        self.server.api = f"{self.prefect}/api"
+
+    def api(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        return self.server.call(path, body, method)
 
     def state(self, flow_run: str) -> str:
         return str(self.api(f"/flow_runs/{flow_run}")["state_name"])
@@ -116,8 +119,8 @@ def test_what_is_wrong_is_refused_in_the_words_of_the_command_line(pages: Pages)
     pages.page.reload()
     expect(pages.page.get_by_text("sft.epoch: no such field; did you mean 'epochs'?").first).to_be_visible()
     pages.seen.picture("refused")
-    said = httpx.post(f"{pages.prefect}/api/logs/filter", json={"logs": {"flow_run_id": {"any_": [flow_run]}}}).text
-    assert "Traceback" not in said
+    said = pages.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}})
+    assert "Traceback" not in str(said)
 
 
 def test_a_run_is_cancelled_by_its_button(pages: Pages) -> None:
@@ -145,8 +148,7 @@ def test_a_schedule_that_is_added_on_the_page_fires(pages: Pages) -> None:
 
     def fired() -> list[str]:
         asked = {"deployments": {"id": {"any_": [found]}}, "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        runs = httpx.post(f"{pages.prefect}/api/flow_runs/filter", json=asked).raise_for_status().json()
-        return [run["id"] for run in runs if run["auto_scheduled"]]
+        return [run["id"] for run in pages.api("/flow_runs/filter", asked) if run["auto_scheduled"]]
 
     assert eventually(fired, 240)
     pages.page.goto(f"{pages.prefect}/deployments/deployment/{found}")
@@ -154,4 +156,4 @@ def test_a_schedule_that_is_added_on_the_page_fires(pages: Pages) -> None:
     expect(pages.page.get_by_text("auto-scheduled").first).to_be_visible()
     pages.seen.picture("scheduled")
     for schedule in pages.api(f"/deployments/{found}")["schedules"]:
-        httpx.delete(f"{pages.prefect}/api/deployments/{found}/schedules/{schedule['id']}").raise_for_status()
+        pages.api(f"/deployments/{found}/schedules/{schedule['id']}", method="DELETE")

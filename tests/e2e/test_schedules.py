@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from flows.servers.stuck_rule import NAME as STUCK
 from tests.e2e.conftest import ROOT, Shop
 from tests.e2e.prefect_server import Prefect
 from tests.e2e.test_from_prefect import eventually
@@ -23,6 +24,7 @@ from tests.e2e.test_retraining import Retraining
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 PREFECT = str(Path(sys.executable).parent / "prefect")
 NAME = "align-retrain/align-retrain"
+ON_NEW_DATA = "align: retrain when data changed"
 PATIENCE_S = 600
 
 
@@ -51,6 +53,10 @@ class Served:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         eventually(lambda: self.deployment["updated"] > before, PATIENCE_S)
+
+    def rules(self, name: str) -> list[dict[str, Any]]:
+        """The server's rules of this name."""
+        return [one for one in self.server.call("/automations/filter", {}) if one["name"] == name]
 
     def end(self) -> None:
         if self.serving is not None:
@@ -134,6 +140,21 @@ def test_schedules_that_people_added_are_there_when_it_is_served_again(served):
     assert [one["parameters"] for one in found if one["parameters"]] == [{"model": "monthly"}]
 
 
+def test_what_people_set_on_a_deployments_page_is_so_when_it_is_served_again(served):
+    theirs = {"paused": True, "parameters": {"recipe": "pipelines/tiny.yaml"}}
+    address = f"/deployments/{served.deployment['id']}"
+    served.server.call(address, theirs, method="PATCH")
+    (rule,) = served.rules(ON_NEW_DATA)
+    served.server.call(f"/automations/{rule['id']}", {"enabled": False}, method="PATCH")
+    try:
+        served.serve()
+        assert {name: served.deployment[name] for name in theirs} == theirs
+        eventually(lambda: [one["enabled"] for one in served.rules(ON_NEW_DATA)] == [False], PATIENCE_S)
+    finally:
+        served.server.call(address, {"paused": False, "parameters": {}}, method="PATCH")
+        served.server.call(f"/automations/{served.rules(ON_NEW_DATA)[0]['id']}", {"enabled": True}, method="PATCH")
+
+
 def test_data_that_changed_starts_a_retraining_of_the_recipe_that_the_event_names(served):
     payload = json.dumps({"recipe": "pipelines/no-such.yaml"})
     served.prefect("event", "emit", "align.data.changed", "--resource-id", "align.data.pairs", "--payload", payload)
@@ -186,6 +207,8 @@ def test_whoever_asked_for_it_is_told_of_a_new_champion_and_of_what_failed(serve
     served.python(made)
     served.environment["ALIGN_NOTIFY_BLOCK"] = "webhook/team"
     served.serve()
+    actions = ["change-flow-run-state", "call-webhook"]
+    eventually(lambda: [one["type"] for one in served.rules(STUCK)[0]["actions"]] == actions, PATIENCE_S)
     served.python(
         "from flows.registry.champion_event import tell_champion; tell_champion('assistant', '2', '1', 'promote')"
     )
@@ -193,3 +216,15 @@ def test_whoever_asked_for_it_is_told_of_a_new_champion_and_of_what_failed(serve
     eventually(lambda: any(said in one for one in listener.heard), PATIENCE_S)
     served.trigger(recipe="pipelines/no-such.yaml")
     eventually(lambda: any("is Failed: " in one and "no such recipe" in one for one in listener.heard), PATIENCE_S)
+
+
+def test_what_is_due_meanwhile_waits_and_then_runs_where_it_is_to_be_queued(served):
+    served.environment["ALIGN_RETRAIN_OVERLAP"] = "queue"
+    served.serve()
+    first = served.trigger(recipe="pipelines/tiny.yaml", overrides={"sft.epochs": 3000})
+    eventually(lambda: served.flow_run(first)["state_type"] == "RUNNING", PATIENCE_S)
+    second = served.trigger(recipe="pipelines/no-such.yaml")
+    eventually(lambda: served.flow_run(second)["state_name"] == "AwaitingConcurrencySlot", PATIENCE_S)
+    served.server.call(f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    eventually(lambda: served.flow_run(second)["state_type"] == "FAILED", PATIENCE_S)
+    assert "no such recipe" in served.flow_run(second)["state"]["message"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -126,6 +127,23 @@ def test_all_answer_on_free_ports_and_their_pages_call_the_right_one(up):
     assert found["serving"]["url"].startswith(f"{found['prefect']['url']}/deployments/deployment/")
 
 
+def test_a_page_of_somebody_elses_in_the_same_browser_can_not_call_the_api(up):
+    """What that starts is whatever it is told to: neither a request that a page may send unasked, nor one that it may
+    not, gets anywhere."""
+    asked = f"{up.first.json['prefect_api']}/flow_runs/filter"
+    for content in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/json"}):
+        request = urllib.request.Request(asked, b"{}", {"Origin": "http://elsewhere.example", **content})
+        with pytest.raises(HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == 403
+    for origin, answered in (("http://elsewhere.example", None), (up.first.json["prefect"]["url"],) * 2):
+        token = urllib.request.Request(
+            asked.replace("flow_runs/filter", "csrf-token?client=x"), None, {"Origin": origin}
+        )
+        with urllib.request.urlopen(token) as answer:  # which such a page can't read, then
+            assert answer.headers["Access-Control-Allow-Origin"] == answered
+
+
 def test_what_was_logged_before_is_there_with_its_files(up, tmp_path):
     client = MlflowClient(up.first.json["mlflow"]["url"])
     assert client.get_run(up.before).info.run_name == "before"
@@ -180,11 +198,15 @@ def test_a_form_of_prefects_page_is_run_and_its_page_shows_plan_progress_and_rep
     assert {stage["name"]: stage["status"] for stage in record["stages"]} == {"base": "cached", "instructions": "ran"}
     assert MlflowClient(up.first.json["mlflow"]["url"]).get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     shown = up.shown(flow_run)
-    assert {"plan", "progress-instructions", "report"} <= set(shown)
+    assert {"plan", "progress-instructions", "report", "mlflow"} <= set(shown)
     assert [(row["stage"], row["plan"]) for row in json.loads(shown["plan"])] == [
         ("base", "cached"), ("instructions", "runs"),
     ]  # fmt: skip
     assert shown["progress-instructions"] == 100.0 and "| instructions | ran |" in shown["report"]
+    pages = f"{up.first.json['mlflow']['url']}/#/runs"
+    assert f"({pages}/{record['mlflow_run_id']})" in shown["mlflow"]
+    for stage in record["stages"]:
+        assert f"[{stage['name']}]({pages}/{stage['mlflow_run_id']})" in shown["report"]
 
 
 def test_a_form_with_something_wrong_in_it_fails_in_seconds_in_our_words_alone(up):
@@ -193,6 +215,12 @@ def test_a_form_with_something_wrong_in_it_fails_in_seconds_in_our_words_alone(u
     assert up.flow_run(flow_run)["state"]["message"].endswith("dpo.bta: no such field; did you mean 'beta'?")
     eventually(lambda: "did you mean 'beta'?" in up.logged(flow_run), 30)
     assert "Traceback" not in up.logged(flow_run)
+
+
+def test_a_value_out_of_its_range_is_refused_when_the_form_is_sent(up):
+    with pytest.raises(HTTPError) as refused:
+        up.trigger("align-dpo", beta=-1)
+    assert refused.value.code in (409, 422) and "beta" in refused.value.read().decode()
 
 
 def test_the_deployment_reads_nothing_but_what_ships_unless_it_was_told(up):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,20 @@ def test_a_run_whose_process_is_gone_is_not_running(
     if process is not None:
         process.kill()
         process.wait()
+
+
+def test_after_a_clock_was_set_back_the_newest_run_is_the_last_one(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_run(home, "tiny-1", STAGES)
+    ahead = time.time() + 7200
+    os.utime(home / "runs" / "tiny-1.json", (ahead, ahead))
+    keep_run(home, "tiny-2", STAGES, hours=-1.0)  # as it looks once the clock has been set back again
+    assert [line.split("  ")[::2][:2] for line in lines(capsys, "runs")[1:]] == [
+        ["tiny-2", "just now"],
+        ["tiny-1", "3 h ago"],
+    ]
+    assert json.loads(lines(capsys, "show", "last", "--json")[0])["run_id"] == "tiny-2"
 
 
 def test_json_only_adds_to_what_was_promised(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,11 +75,12 @@ def test_what_a_finished_retraining_is_called_ends_the_watch_over_its_heartbeats
 
 
 def test_people_are_told_by_the_block_that_they_named_and_only_then(home, monkeypatch):
-    from flows.servers.notifying import install_notifications, notifications
+    from flows.servers.notifying import install_notifications, notifications, telling
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.delenv("ALIGN_NOTIFY_BLOCK", raising=False)
     install_notifications()  # or it would ask the server, and there is none
+    assert telling("did not start") == []
     block = uuid4()
     for kind, action in (("slack-webhook", "send-notification"), ("webhook", "call-webhook")):
         failed, changed = notifications(kind, block)

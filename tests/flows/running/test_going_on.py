@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def plan(store: Store, write_recipe, empty_mlflow: Path) -> Plan:
     return plan_of(Wanted(write_recipe(chain())), store)
 
 
-def attempt(store: Store, plan: Plan, status: str) -> str:
+def attempt(store: Store, plan: Plan, status: str, policy: str = "") -> str:
     """One process's part of the flow run."""
     run_id = run_id_for(store.home, plan.recipe.name, FLOW_RUN)
     tracker = Tracker.begin(store, plan, run_id, Origin(FLOW_RUN), Watcher(), offline=False)
@@ -50,14 +51,17 @@ def attempt(store: Store, plan: Plan, status: str) -> str:
     client = MlflowClient(f"sqlite:///{store.home / 'mlflow.db'}")
     assert tracker.mlflow_run_id is not None
     assert client.get_run(tracker.mlflow_run_id).info.status == "RUNNING"
-    tracker.end(status, record.stages)
+    tracker.end(status, record.stages, policy=policy)
     os.close(HELD.pop((tracker.run.folder / "lock").resolve()))  # as the end of the process does
-    assert client.get_run(tracker.mlflow_run_id).info.status == status
+    run = client.get_run(tracker.mlflow_run_id)
+    assert run.info.status == status
+    assert run.data.params.get("policy", "") == (policy if status == "FINISHED" else "")
     return tracker.mlflow_run_id
 
 
 def test_a_flow_run_that_goes_on_is_the_same_run_with_the_same_parent_in_mlflow(store: Store, plan: Plan) -> None:
-    runs = [attempt(store, plan, status) for status in ("KILLED", "FAILED", "FINISHED")]
+    ends = {"KILLED": "", "FAILED": "sft", "FINISHED": "dpo"}  # what was evaluated before it failed, and after
+    runs = [attempt(store, plan, status, policy) for status, policy in ends.items()]
     assert len(set(runs)) == 1 and len(list((store.home / "runs").glob("*.json"))) == 1
 
 
@@ -86,6 +90,17 @@ def test_what_is_learned_of_a_run_later_does_not_move_its_end(store: Store, plan
     time.sleep(0.1)
     run.end("FINISHED", **{TOLD: True})
     assert ends_in_mlflow(store, run) <= ended
+
+
+def test_no_run_ends_before_it_began_though_the_clock_was_set_back(store: Store, plan: Plan) -> None:
+    run = TrackedRun(store.home, "recipe-1")
+    run.begin(plan, Origin(FLOW_RUN), lambda: None)
+    began = datetime.now(UTC) + timedelta(hours=2)
+    (run.folder / "facts.json").write_text(
+        json.dumps({**(run.facts or {}), "started": began.isoformat(timespec="seconds")})
+    )
+    run.end("FINISHED")
+    assert ends_in_mlflow(store, run) >= began.timestamp() - 1
 
 
 def test_a_run_whose_process_is_gone_ended_when_it_last_said_something(store: Store, plan: Plan) -> None:

@@ -15,7 +15,8 @@ test: $(READY)  ## all tests but the slow proofs
 	$(BIN)/python -m pytest -q -m "not slow and not pages and not deploy" -n 2 --dist loadfile --no-loadscope-reorder \
 		--durations 40
 
-deploy-test: $(READY)  ## deploy/compose.yaml without containers, a worker killed; wants apt-get install postgresql
+deploy-test: $(READY)  ## deploy/compose.yaml without containers, a worker killed; with Debian's PostgreSQL
+	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update && apt-get install --yes postgresql; }
 	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO
 
 proofs: $(READY) $(TRL)/.ready deepspeed  ## the slow tests: the quickstart's real weights, known optima, TRL's functions

@@ -35,6 +35,24 @@ def test_everything_is_installed_in_the_tested_versions():
     assert all("--constraint constraints.txt" in each or "torch==' constraints.txt" in each for each in installs)
 
 
+def test_every_file_names_the_image_of_this_version():
+    """The sed in setup.yaml too, which finds nothing to replace where the pool's image has another name."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    files = [path for path in DEPLOY.rglob("*") if path.is_file()]
+    named = {
+        path.relative_to(DEPLOY): re.findall(r"alignflow:(\d[\w.]*)|newTag: (\d[\w.]*)", path.read_text())
+        for path in files
+    }
+    found = {path: {one or other for one, other in tags} for path, tags in named.items() if tags}
+    assert {str(path) for path in found} >= {
+        "compose.yaml", "pools/docker.json", "pools/kubernetes.json", "kubernetes/setup.yaml",
+        "kubernetes/kustomization.yaml", "README.md",
+    }  # fmt: skip
+    assert set().union(*found.values()) == {version}
+    wanted = re.search(r'sed "s\|([^|]+)\|', (DEPLOY / "kubernetes" / "setup.yaml").read_text())
+    assert wanted and f'"{wanted[1]}"' in (DEPLOY / "pools" / "kubernetes.json").read_text()
+
+
 def test_it_runs_as_a_user_without_rights():
     assert of("USER")[-1] == "1000:1000"
     assert TEXT.index("USER ") > TEXT.rindex("COPY ")

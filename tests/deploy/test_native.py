@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,6 +215,18 @@ def test_a_deployment_that_other_code_made_is_refused_by_name(team):
     message = state(team, flow_run)["message"]
     LOG.info(message)
     assert f"the deployment was made by {other}, this worker has {code_version()}" in message
+
+
+def test_no_password_is_in_what_workers_and_servers_write_or_prefect_keeps(team):
+    """A worker has them all in its environment: homes with every run's files, logs, and what the API answers."""
+    said = {name: ENVIRONMENT[name] for name in ENVIRONMENT if re.search("PASSWORD|SECRET|AUTH", name)}
+    said["as a header"] = base64.b64encode(ENVIRONMENT["PREFECT_AUTH_STRING"].encode()).decode()
+    homes = [path for name in ("first", "second") for path in (team.folder / name).rglob("*") if path.is_file()]
+    assert len(said) >= 5 and len(homes) > 50
+    texts = {str(path): path.read_bytes() for path in [*homes, *team.folder.glob("*.log")]}
+    for kind in ("flow_runs", "task_runs", "logs", "artifacts", "deployments", "events"):
+        texts[kind] = json.dumps(team.call(f"/{kind}/filter", {} if kind == "events" else {"limit": 200})).encode()
+    assert [(where, name) for where, text in texts.items() for name, it in said.items() if it.encode() in text] == []
 
 
 WRONG = {"PREFECT_API_AUTH_STRING": "team:wrong"}

@@ -224,7 +224,7 @@ def test_what_is_due_meanwhile_waits_and_then_runs_where_it_is_to_be_queued(serv
     first = served.trigger(recipe="pipelines/tiny.yaml", overrides={"sft.epochs": 3000})
     eventually(lambda: served.flow_run(first)["state_type"] == "RUNNING", PATIENCE_S)
     second = served.trigger(recipe="pipelines/no-such.yaml")
-    eventually(lambda: served.flow_run(second)["state_name"] == "AwaitingConcurrencySlot", PATIENCE_S)
+    eventually(lambda: served.flow_run(second)["state_name"] == "Late", PATIENCE_S)
     served.server.call(f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     eventually(lambda: served.flow_run(second)["state_type"] == "FAILED", PATIENCE_S)
     assert "no such recipe" in served.flow_run(second)["state"]["message"]

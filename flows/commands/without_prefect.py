@@ -9,8 +9,7 @@ from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
 from flows.addresses import without_secrets
 from flows.running.watch import Watcher
 
-ANOTHER = "Found incompatible versions"
-NO_SERVER = ("Failed to reach API at", ANOTHER)
+NO_SERVER = ("Failed to reach API at", "Found incompatible versions")
 """How a plain RuntimeError of Prefect's begins that is about its server: away when the flow begins, or of no use."""
 
 
@@ -61,14 +60,13 @@ def _why_not(error: Exception) -> str:
     from flows.servers import asking
     from flows.servers.passwords import prefect_password
     from flows.servers.state import named_prefect
+    from flows.servers.versions import does_not_fit
 
     server, password = (named_prefect() or "").rstrip("/").removesuffix("/api"), prefect_password()
-    if str(error).startswith(ANOTHER):
-        return (
-            f"Prefect at {without_secrets(server)} is of another version: {str(error).removeprefix(ANOTHER + ': ')} "
-            "Start one of this version there, or unset PREFECT_API_URL"
-        )
     trouble = asking.prefect_trouble(server, password) if server else None
+    version = asking.prefect_version(server, password) if server else None
+    if version is not None and (said := does_not_fit("prefect", version)) is not None:
+        return f"Prefect at {without_secrets(server)}: {said}; start one of such a version, or unset PREFECT_API_URL"
     if trouble is None:
         return f"Prefect can't be reached: {without_secrets(str(error))}; start its server, or unset PREFECT_API_URL"
     do = password.do if trouble == asking.Trouble.PASSWORD else "see to that server"

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from flows.addresses import reason
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
+from flows.servers.versions import requirements
 
 GIB = 1 << 30
 LITTLE_DISK, NO_DISK = 10 * GIB, GIB
 LITTLE_MEMORY = 3 * GIB
 """What the quickstart's largest stage takes, rounded up."""
-PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def versions_found(home: Path) -> Iterator[Finding]:
     """Every library of `pyproject.toml` whose version is out of its range."""
-    from packaging.requirements import Requirement
-
-    wanted = [Requirement(line) for line in tomllib.loads(PROJECT.read_text())["project"]["dependencies"]]
-    for one in wanted:
+    for one in (wanted := requirements()):
         got = _version(one.name)
         if got == "none" or not one.specifier.contains(got, prereleases=True):
             yield Finding("versions", BROKEN, f"{one.name}: wanted {one.specifier}, got {got}",

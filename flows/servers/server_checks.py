@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +13,10 @@ from flows.servers import asking, ports
 from flows.servers.choosing import MLFLOW_PORT, PREFECT_PORT, who_has
 from flows.servers.commands import ui_api
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
-from flows.servers.machine_checks import PROJECT
 from flows.servers.passwords import Password, mlflow_password, own_password, prefect_password
 from flows.servers.readable import reads_only
 from flows.servers.state import IN_FILES, LEASES, LOOPBACK, MLFLOW, PREFECT, ROLES, Servers, log_of, named_prefect
+from flows.servers.versions import does_not_fit
 
 AGAIN = "`align up` starts it again"
 
@@ -90,13 +89,9 @@ def _trouble(name: str, server: str, trouble: asking.Trouble, password: Password
 
 
 def _version(package: str, name: str, server: str, version: str, do: str) -> Finding:
-    from packaging.requirements import Requirement
-
-    lines = tomllib.loads(PROJECT.read_text())["project"]["dependencies"]
-    wanted = next(one.specifier for one in map(Requirement, lines) if one.name == package)
-    if wanted.contains(version, prereleases=True):
+    if (said := does_not_fit(package, version)) is None:
         return Finding("servers", OK, f"{name} {version} answers at {server}")
-    return Finding("servers", BROKEN, f"{name} at {server}: wanted {wanted}, got {version}",
+    return Finding("servers", BROKEN, f"{name} at {server}: {said}",
                    f"start a server of such a version there; for one of `align up`: {do}")  # fmt: skip
 
 

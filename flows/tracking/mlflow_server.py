@@ -18,9 +18,10 @@ from mlflow.tracking import MlflowClient
 from artifacts.errors import UserError
 from artifacts.locking import held
 from flows.addresses import reason, without_secrets
-from flows.servers.asking import Trouble
+from flows.servers.asking import Trouble, mlflow_version
 from flows.servers.passwords import mlflow_password
 from flows.servers.state import own_mlflow
+from flows.servers.versions import does_not_fit
 from flows.tracking.compare_links import Place
 
 Found = TypeVar("Found")
@@ -59,10 +60,15 @@ class MlflowServer:
                 raise UserError(f"MLflow at {server.shown} {Trouble.PASSWORD}; {mlflow_password().do}") from error
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
-                f"MLflow at {server.shown} can't be used: {reason(error)}; start it, or {without}unset "
+                f"MLflow at {server.shown} can't be used: {server._version_trouble() or reason(error)}; start it, or "
+                f"{without}unset "
                 f"MLFLOW_TRACKING_URI to use {home / 'mlflow.db'}"
             ) from error
         return server
+
+    def _version_trouble(self) -> str | None:
+        version = mlflow_version(self.uri.rstrip("/"), mlflow_password()) if self.uri.startswith("http") else None
+        return does_not_fit("mlflow", version) if version is not None else None
 
     @contextmanager
     def answering(self) -> Iterator[None]:

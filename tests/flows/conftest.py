@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from artifacts.store import Store
 from flows.tracking.mlflow_server import MlflowServer
 from tests.flows.made_runs import MadeRuns
+from tests.flows.old_servers import MLFLOW, PREFECT, old_server
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +58,17 @@ def registry(empty_mlflow: Path) -> MlflowClient:
 
 def aliases(registry: MlflowClient, name: str = "recipe") -> dict[str, str]:
     return {alias: str(number) for alias, number in registry.get_registered_model(name).aliases.items()}
+
+
+@pytest.fixture
+def old_prefect() -> Iterator[int]:
+    """The port of a Prefect server of another version."""
+    with old_server(PREFECT) as port:
+        yield port
+
+
+@pytest.fixture
+def old_mlflow() -> Iterator[int]:
+    """The port of an MLflow server of another version."""
+    with old_server(MLFLOW) as port:
+        yield port

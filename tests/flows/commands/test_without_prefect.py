@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from httpx import ConnectError
+from httpx import ConnectError, HTTPError, HTTPStatusError, Request, Response
 
 import flows.retrain
 from artifacts.errors import AlignError, InterruptedStage, StageError, UserError
@@ -48,7 +48,7 @@ def begun(home: Path, status: str, stage: str = "planned") -> str:
     return "r-1"
 
 
-def seen(home: Path, error: ConnectError, status: str | None = None, stage: str = "planned") -> AlignError | None:
+def seen(home: Path, error: HTTPError, status: str | None = None, stage: str = "planned") -> AlignError | None:
     watch = Watcher()
     watch.run_id = begun(home, status, stage) if status else None
     return without_prefect(home, watch, error)
@@ -64,6 +64,18 @@ def test_an_interrupted_run_is_interrupted(home: Path, status: str | None) -> No
 def test_the_flows_own_error_is_not_hidden(home: Path) -> None:
     error = UserError("recipe.yaml: dpo.beta: wanted a number")
     assert seen(home, gone_after(error)) is error
+
+
+def test_a_server_of_another_version_is_said_to_be_one(home: Path, old_prefect: int, monkeypatch: Any) -> None:
+    """It answers, and knows nothing of what it is asked."""
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{old_prefect}/api")
+    asked = Request("POST", f"http://127.0.0.1:{old_prefect}/api/flows/")
+    found = seen(home, HTTPStatusError("422", request=asked, response=Response(422)))
+    assert isinstance(found, UserError)
+    assert str(found) == (
+        f"Prefect at http://127.0.0.1:{old_prefect}: wanted <3.10,>=3.8.8, got 3.1.0; start one of such a version, "
+        "or unset PREFECT_API_URL"
+    )
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "KILLED"])

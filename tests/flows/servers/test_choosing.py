@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
 import pytest
 
@@ -28,38 +25,6 @@ def taken() -> Iterator[int]:
         listener.bind((HOST, 0))
         listener.listen()
         yield listener.getsockname()[1]
-
-
-ANSWERS = {
-    "/api/admin/version": "3.1.0",
-    "/api/health": True,
-    "/api/admin/settings": {
-        "server": {"concurrency": {"lease_storage": "prefect.server.concurrency.lease_storage.memory"}}
-    },
-    "/ui-settings": {"api_url": "http://127.0.0.1:1/api"},
-}
-
-
-class OldPrefect(BaseHTTPRequestHandler):
-    """A Prefect server of another version, as far as it says who it is; its pages call the usual port."""
-
-    def do_GET(self) -> None:
-        known = self.path in ANSWERS
-        self.send_response(200 if known else 404)
-        self.end_headers()
-        self.wfile.write(json.dumps(ANSWERS.get(self.path)).encode())
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def old_prefect() -> Iterator[int]:
-    server = HTTPServer((HOST, 0), OldPrefect)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
 
 
 def test_the_usual_port_or_the_next_that_is_free(taken, monkeypatch):

@@ -17,12 +17,11 @@ import pytest
 from artifacts.store import Store
 from flows.cli import main
 from flows.running.slots import Holder, Needed, Slot, taken
-from flows.servers import doctor, home_checks, machine_checks, server_checks
+from flows.servers import doctor, home_checks, machine_checks, server_checks, versions
 from flows.servers.findings import BROKEN, OK, WARNING, Finding
 from flows.servers.processes import Started
 from flows.servers.state import ROLES, Servers
 from tests.e2e.servers import free_port
-from tests.flows.servers.test_choosing import old_prefect  # noqa: F401  (a fixture)
 
 
 def of(findings: Iterator[Finding], level: str) -> list[Finding]:
@@ -56,7 +55,7 @@ def test_a_server_that_is_named_and_away_is_broken_with_status_1(home, monkeypat
     assert "1 broken" in said.err
 
 
-def test_a_prefect_of_another_version_whose_pages_call_elsewhere(home, old_prefect, monkeypatch):  # noqa: F811
+def test_a_prefect_of_another_version_whose_pages_call_elsewhere(home, old_prefect, monkeypatch):
     server = f"http://127.0.0.1:{old_prefect}"
     monkeypatch.setenv("PREFECT_API_URL", f"{server}/api")
     version, pages = of(server_checks.named_found(home), BROKEN)
@@ -66,10 +65,16 @@ def test_a_prefect_of_another_version_whose_pages_call_elsewhere(home, old_prefe
     assert "call the API at http://127.0.0.1:1/api" in pages.found and f"PREFECT_UI_API_URL={server}/api" in pages.do
 
 
+def test_an_mlflow_of_another_version(home, old_mlflow, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{old_mlflow}")
+    (version,) = of(server_checks.named_found(home), BROKEN)
+    assert version.found == f"MLflow at http://127.0.0.1:{old_mlflow}: wanted <3.18,>=3.17, got 1.30.0"
+
+
 def test_a_library_out_of_its_range_and_one_that_is_not_there(home, tmp_path, monkeypatch):
     project = tmp_path / "pyproject.toml"
     project.write_text('[project]\ndependencies = ["pydantic>=1,<2", "no-such-library>=1", "packaging"]\n')
-    monkeypatch.setattr(machine_checks, "PROJECT", project)
+    monkeypatch.setattr(versions, "PROJECT", project)
     old, missing = of(machine_checks.versions_found(home), BROKEN)
     assert old.found.startswith("pydantic: wanted <2,>=1, got 2.") and "pip install 'pydantic<2,>=1'" in old.do
     assert missing.found == "no-such-library: wanted >=1, got none"
@@ -78,7 +83,7 @@ def test_a_library_out_of_its_range_and_one_that_is_not_there(home, tmp_path, mo
 def test_torch_that_can_not_be_imported_or_is_not_there(home, tmp_path, monkeypatch, capsys):
     project = tmp_path / "pyproject.toml"
     project.write_text('[project]\ndependencies = ["torch>=2"]\n')
-    monkeypatch.setattr(machine_checks, "PROJECT", project)
+    monkeypatch.setattr(versions, "PROJECT", project)
     version = metadata.version
 
     def of(name):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flows.servers.crash_rule import LEFT
+from flows.servers.crash_rule import LEFT, TAKEN_FOR_DEAD
 from tests.e2e.test_from_prefect import eventually
 from tests.e2e.test_up import TINY, Up, of_up
 
@@ -28,7 +29,7 @@ LONG = 40
 """Epochs: long enough to be met while it trains."""
 HEARTBEAT = "prefect.flow-run.heartbeat"
 LIMIT = f"/v2/concurrency_limits/{socket.gethostname()}-slot-one"
-PAUSED, RETRIED, CANCELLED, IN_A_TERMINAL = 3.0e-3, 2.0e-3, 1.0e-3, 2.5e-3
+PAUSED, RETRIED, CANCELLED, IN_A_TERMINAL, ASLEEP = 3.0e-3, 2.0e-3, 1.0e-3, 2.5e-3, 3.5e-3
 """Learning rates, each of which is another training."""
 FINISHED = [("base", "Cached"), ("instructions", "Cached"), ("sft", "Completed")]
 
@@ -196,8 +197,13 @@ def test_retry_of_a_run_that_failed_or_crashed_goes_on_as_the_same_run(up, undis
 def test_cancel_ends_the_trainer_within_seconds_and_leaves_a_checkpoint_to_go_on_from(up):
     flow_run = train(up, CANCELLED)
     up.until_it_trains()
+    eventually(lambda: 0 < up.shown(flow_run).get("progress-sft", 0) < 100, 60)
+    eventually(lambda: "sft: trains 16,384 of" in (said := up.logs(flow_run)) and " steps" in said, 60)
+    pressed = time.monotonic()
     up.cancel(flow_run)
-    eventually(lambda: not up.trainers() and not up.flows(), 120)
+    eventually(lambda: not up.trainers(), 120)
+    assert time.monotonic() - pressed < 20
+    eventually(lambda: not up.flows(), 120)
     up.until(flow_run, "Cancelled")
     assert up.shop.checkpoints("sft")
     assert up.in_mlflow(flow_run)["sft"] == up.in_mlflow(flow_run)[""] == "KILLED"
@@ -222,6 +228,32 @@ def test_cancel_ends_what_a_terminal_started_as_ctrl_c_does(up):
     assert up.in_mlflow(flow_run)["sft"] == up.in_mlflow(flow_run)[""] == "KILLED"
     again = up.shop.align(*words)
     assert again.status == 0 and "sft: going on from checkpoint-" in again.err
+
+
+def test_a_run_that_was_taken_for_dead_while_its_machine_slept_says_that_it_lives(up):
+    """What the automation for killed runs does is done by hand, in no time instead of four minutes."""
+    flow_run = train(up, ASLEEP)
+    up.until_it_trains()
+    (trainer,) = up.trainers()
+    up.press(flow_run, "CRASHED", "Crashed", message=f"{TAKEN_FOR_DEAD} 240 seconds: its process was killed")
+    up.until(flow_run, "Running")
+    assert [one.pid for one in up.trainers()] == [trainer.pid]
+    up.until(flow_run, "Completed")
+    eventually(lambda: "had taken this run for dead, and knows better now" in up.logs(flow_run), 60)
+    assert up.in_mlflow(flow_run)[""] == "FINISHED"
+
+
+def test_a_slot_that_is_taken_when_prefect_restarts_is_taken_afterwards(up):
+    flow_run = up.trigger("align", recipe=TINY, until="sft", overrides={"sft.epochs": 2000}, execution={"slot": "one"})
+    up.until_it_trains()
+    eventually(lambda: up.api.call(LIMIT)["active_slots"] == 1, 60)
+    up.kill("prefect")
+    assert up.shop.align("up").status == 0
+    limit = up.api.call(LIMIT)
+    assert (limit["limit"], limit["active_slots"]) == (1, 1)
+    up.cancel(flow_run)
+    up.until(flow_run, "Cancelled")
+    eventually(lambda: up.api.call(LIMIT)["active_slots"] == 0, 120)
 
 
 def test_runs_with_the_same_slot_take_turns_and_say_for_whom_they_wait(up):

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -99,6 +100,15 @@ class Up:
         """What its page shows beside tasks and logs, by name."""
         asked = {"flow_runs": {"id": {"any_": [flow_run]}}}
         return {one["key"]: one["data"] for one in self.api.call("/artifacts/filter", asked)}
+
+    def between(self, flow_run: str, one: str, other: str) -> float:
+        """Seconds from a state of a flow run to another, the first of each name."""
+        states = self.api.call(f"/flow_run_states/?flow_run_id={flow_run}")
+        first, last = (
+            next(datetime.fromisoformat(state["timestamp"]) for state in states if state["name"] == name)
+            for name in (one, other)
+        )
+        return (last - first).total_seconds()
 
     def logged(self, flow_run: str) -> str:
         found = self.api.call("/logs/filter", {"logs": {"flow_run_id": {"any_": [flow_run]}}})
@@ -199,22 +209,32 @@ def test_a_form_of_prefects_page_is_run_and_its_page_shows_plan_progress_and_rep
     assert MlflowClient(up.first.json["mlflow"]["url"]).get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     shown = up.shown(flow_run)
     assert {"plan", "progress-instructions", "report", "mlflow"} <= set(shown)
-    assert [(row["stage"], row["plan"]) for row in json.loads(shown["plan"])] == [
-        ("base", "cached"), ("instructions", "runs"),
+    pages = f"{up.first.json['mlflow']['url']}/#/runs"
+    base, instructions = record["stages"]
+    assert json.loads(shown["plan"]) == [
+        {"stage": "base", "does": "base", "plan": "cached", "why": "", "key": base["key"][:12],
+         "MLflow": f"{pages}/{base['mlflow_run_id']}"},
+        {"stage": "instructions", "does": "data", "plan": "runs", "why": "limit: 64, was 24",
+         "key": instructions["key"][:12], "MLflow": ""},
     ]  # fmt: skip
     assert shown["progress-instructions"] == 100.0 and "| instructions | ran |" in shown["report"]
-    pages = f"{up.first.json['mlflow']['url']}/#/runs"
     assert f"({pages}/{record['mlflow_run_id']})" in shown["mlflow"]
     for stage in record["stages"]:
         assert f"[{stage['name']}]({pages}/{stage['mlflow_run_id']})" in shown["report"]
 
 
-def test_a_form_with_something_wrong_in_it_fails_in_seconds_in_our_words_alone(up):
-    flow_run = up.trigger("align-dpo", overrides={"dpo.bta": 0.2})
-    eventually(lambda: up.flow_run(flow_run)["state_name"] == "Failed", 60)
-    assert up.flow_run(flow_run)["state"]["message"].endswith("dpo.bta: no such field; did you mean 'beta'?")
-    eventually(lambda: "did you mean 'beta'?" in up.logged(flow_run), 30)
-    assert "Traceback" not in up.logged(flow_run)
+def test_a_form_with_something_wrong_in_it_fails_at_once_in_the_words_of_the_command_line_alone(up):
+    wrong = {"dpo.bta": 0.2, "dpo.beta": -1, "dpo.policy": "stf"}
+    runs = {name: up.trigger("align-dpo", overrides={name: value}) for name, value in wrong.items()}
+    for name, flow_run in runs.items():
+        eventually(lambda flow_run=flow_run: up.flow_run(flow_run)["state_name"] == "Failed", 120)
+        plan = up.shop.align("plan", TINY, f"{name}={wrong[name]}")
+        said = plan.err.strip().removeprefix(f"error: {TINY}: ")
+        assert plan.status == 2 and said.startswith(f"{name}: ")
+        assert up.flow_run(flow_run)["state"]["message"].endswith(f".yaml: {said}")
+        assert up.between(flow_run, "Running", "Failed") < 5.0  # one second, on a machine that does nothing else
+        eventually(lambda flow_run=flow_run, said=said: said in up.logged(flow_run), 30)
+        assert "Traceback" not in up.logged(flow_run)
 
 
 def test_a_value_out_of_its_range_is_refused_when_the_form_is_sent(up):

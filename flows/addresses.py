@@ -28,5 +28,7 @@ def past_proxies(environment: Mapping[str, str], *hosts: str) -> dict[str, str]:
     if not any(value for name, value in environment.items() if name.lower() in PROXIES):
         return {}
     named = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if named.strip() == "*":  # all are; within a list it would mean nothing
+        return {}
     direct = ",".join(dict.fromkeys([*filter(None, map(str.strip, named.split(","))), *hosts]))
     return {"NO_PROXY": direct, "no_proxy": direct}

@@ -98,7 +98,7 @@ def _called(flow: Callable[[], object], home: Path, *, quiet: bool) -> Ended:
     """Call a flow, and see how it ends; Ctrl-C is the caller's unless Prefect stands in its way."""
     with watched(quiet=quiet) as watcher:
         from httpx import HTTPError
-        from prefect.exceptions import CancelledRun
+        from prefect.exceptions import CancelledRun, UnfinishedRun
 
         from flows.running.ephemeral import keep_from_ctrl_c
 
@@ -107,6 +107,8 @@ def _called(flow: Callable[[], object], home: Path, *, quiet: bool) -> Ended:
             flow()
         except AlignError as error:
             return Ended(watcher, error)
+        except UnfinishedRun:  # Cancel came when all was done
+            return Ended(watcher)
         except CancelledRun as error:
             return Ended(watcher, InterruptedStage(str(error)))
         except (HTTPError, RuntimeError) as error:  # Prefect's

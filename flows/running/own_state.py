@@ -26,6 +26,9 @@ from flows.running.watch import Watcher
 from flows.servers.crash_rule import TAKEN_FOR_DEAD
 
 ASK_S = 3.0
+PATIENCE_S = 2.0
+SIGNAL = signal.SIGUSR1
+"""As SIGINT, which whatever a script starts in its background ignores."""
 _CANCELLED = threading.Event()
 
 
@@ -37,15 +40,16 @@ def heeding(watcher: Watcher) -> Iterator[None]:
     if get_current_settings().api.url is None:
         yield
         return
-    over, mine = threading.Event(), deployment.id is None and threading.current_thread() is threading.main_thread()
-    asking = threading.Thread(
-        target=_ask, args=(UUID(flow_run.id), over, watcher, mine), name="own state", daemon=True
-    )  # fmt: skip
-    asking.start()
+    mine = deployment.id is None and threading.current_thread() is threading.main_thread()
+    before = signal.signal(SIGNAL, signal.default_int_handler) if mine else None
+    own = _OwnState(UUID(flow_run.id), watcher, mine)
+    own.start()
     try:
         yield
     finally:
-        over.set()  # not waited for: the server may be slow to answer
+        own.end()
+        if mine:
+            signal.signal(SIGNAL, before)
 
 
 def cancelled() -> State[Any] | None:
@@ -55,25 +59,38 @@ def cancelled() -> State[Any] | None:
     return Cancelled(message="cancelled in Prefect's pages, after saving; run the same command again to go on")
 
 
-def _ask(run: UUID, over: threading.Event, watcher: Watcher, mine: bool) -> None:
-    while not over.wait(ASK_S):
-        with suppress(PrefectException, HTTPError), get_client(sync_client=True) as client:  # until it does not answer
-            while not over.is_set():
-                _heed(client, run, over, watcher, mine)
-                over.wait(ASK_S)
+class _OwnState(threading.Thread):
+    """Asks for the state of a flow run until its end; `mine` if no worker sees to Cancel."""
 
+    def __init__(self, run: UUID, watcher: Watcher, mine: bool) -> None:
+        super().__init__(name="own state", daemon=True)
+        self.of, self.watcher, self.mine = run, watcher, mine
+        self._over, self._acting = threading.Event(), threading.Lock()
 
-def _heed(client: SyncPrefectClient, run: UUID, over: threading.Event, watcher: Watcher, mine: bool) -> None:
-    state = client.read_flow_run(run).state
-    if state is None or over.is_set():
-        return
-    if state.is_crashed() and (state.message or "").startswith(TAKEN_FOR_DEAD):
-        client.set_flow_run_state(run, Running(message="is alive"), force=True)
-        watcher.line("prefect", "had taken this run for dead, and knows better now")
-    elif mine and state.is_cancelling():
-        over.set()
-        _CANCELLED.set()
-        watcher.line("cancel", "asked for; what trains saves and ends")
-        main = threading.main_thread().ident
-        assert main is not None
-        signal.pthread_kill(main, signal.SIGINT)
+    def end(self) -> None:
+        """From here on nothing is done to the run, which is about to say how it ended."""
+        self._over.set()
+        if self._acting.acquire(timeout=PATIENCE_S):  # not longer: the server may be slow to answer
+            self._acting.release()
+
+    def run(self) -> None:
+        while not self._over.wait(ASK_S):
+            with suppress(PrefectException, HTTPError), get_client(sync_client=True) as client:
+                while not self._over.is_set():  # until the server does not answer
+                    self._heed(client, client.read_flow_run(self.of).state)
+                    self._over.wait(ASK_S)
+
+    def _heed(self, client: SyncPrefectClient, state: State[Any] | None) -> None:
+        with self._acting:
+            if state is None or self._over.is_set():
+                return
+            if state.is_crashed() and (state.message or "").startswith(TAKEN_FOR_DEAD):
+                client.set_flow_run_state(self.of, Running(message="is alive"), force=True)
+                self.watcher.line("prefect", "had taken this run for dead, and knows better now")
+            elif self.mine and state.is_cancelling():
+                self._over.set()
+                _CANCELLED.set()
+                self.watcher.line("cancel", "asked for; what trains saves and ends")
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, SIGNAL)

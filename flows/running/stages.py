@@ -51,8 +51,9 @@ def answer(run: Callable[[], Answer]) -> Answer:
     """
     watch = _told()
     try:
-        check_code(_deployment_version(), partial(watch.line, "code"))
-        return run()
+        with heeding(watch):
+            check_code(_deployment_version(), partial(watch.line, "code"))
+            return run()
     except KeyboardInterrupt:
         if (state := cancelled()) is None:
             raise
@@ -109,7 +110,7 @@ def run_stages(wanted: Wanted, *, jobs: int = 1, offline_tracking: bool = False)
     schedule = Schedule(plan, results, page)
     try:
         show_plan(plan, said, recorded(), tracker)
-        with page.showing(), pausing(page), heeding(page):
+        with page.showing(), pausing(page):
             schedule.run(lambda planned: _run_stage(planned, plan, store, tracker, page), jobs, recorded)
         summary = conclude(recorded(), tracker, store, origin.ui)
         record = recorded()

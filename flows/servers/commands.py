@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from flows.addresses import past_proxies
@@ -20,6 +19,7 @@ from flows.servers.state import (
     LOOPBACK,
     MLFLOW,
     ONLY_HERE,
+    ORIGINS,
     PASSWORD,
     PREFECT,
     SERVING,
@@ -30,6 +30,8 @@ from flows.servers.state import (
     profiles_file,
 )  # fmt: skip
 
+HTTP_PORT = 80
+"""Which browsers leave out."""
 LOG_BYTES = 10 << 20
 """A log that is longer makes way for a new one when its process is started again."""
 POLL_S = 3
@@ -55,7 +57,7 @@ def start(servers: Servers, role: str, home: Path) -> Started:
 
 def prefect_command(servers: Servers, home: Path) -> list[str]:
     where = ["--host", servers.host, "--port", str(servers.prefect_port)]
-    return [sys.executable, "-m", "prefect", "server", "start", *where]
+    return [sys.executable, "-m", "flows.servers.guarded_prefect", "server", "start", *where]
 
 
 def mlflow_command(servers: Servers, home: Path) -> list[str]:
@@ -80,11 +82,18 @@ def _names(servers: Servers, port: int) -> list[str]:
     """All by which a browser may call a server: on this machine and, where it listens for others, from these."""
     own = [LOOPBACK, servers.reached_at, "localhost", shown_host(servers)]
     if servers.host not in ONLY_HERE:
-        own += [socket.gethostname(), socket.getfqdn()]
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
-            outward.connect(("192.0.2.1", 9))  # sends nothing: it only asks by which address one would
-            own.append(outward.getsockname()[0])
-    return [f"{bracketed(name)}:{port}" for name in dict.fromkeys(own)]
+        own += [socket.gethostname(), socket.getfqdn(), *_addresses()]
+    names = dict.fromkeys(name.lower() for name in own)  # as browsers spell them
+    return [bracketed(name) + (f":{port}" if port != HTTP_PORT else "") for name in names]
+
+
+def _addresses() -> list[str]:
+    """Of all of this machine's interfaces, as they stand in a URL."""
+    import psutil
+
+    kinds = (socket.AF_INET, socket.AF_INET6)
+    return [one.address for each in psutil.net_if_addrs().values() for one in each
+            if one.family in kinds and "%" not in one.address]  # fmt: skip
 
 
 def _origins(names: Iterable[str]) -> str:
@@ -129,9 +138,7 @@ def environment(servers: Servers, role: str, home: Path) -> dict[str, str]:
         own |= {
             "PREFECT_UI_API_URL": ui_api(servers),  # else the pages call port 4200, whatever the server's is
             "PREFECT_SERVER_UI_API_URL": ui_api(servers),
-            # Else any page in the user's browser could call the API, which starts what it is told to.
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": _origins(_names(servers, servers.prefect_port)),
-            "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+            ORIGINS: ",".join(filter(None, [_origins(_names(servers, servers.prefect_port)), inherited.get(ORIGINS)])),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",

@@ -21,6 +21,8 @@ EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}
 """What means all addresses, and the one of them by which this machine reaches itself; by the other it does not."""
 LEASES, IN_FILES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
 """Where a Prefect server keeps who holds a slot, and the choice that outlives it."""
+ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+"""Where pages come from that may ask Prefect, divided by commas: `align up` names its own, and adds what is there."""
 SERVER_PASSWORD, PASSWORD = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 """What a Prefect server asks for, and what its clients tell it, as `user:password`."""
 

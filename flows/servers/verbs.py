@@ -132,11 +132,12 @@ def unguarded(servers: Servers) -> list[str]:
     if servers.host in ONLY_HERE:
         return []
     where, more = f"can be reached at {shown_host(servers)}", "put a firewall or a proxy before it"
-    if SERVER_PASSWORD in os.environ:
+    if servers.password() is not None:
         return [f"warning: MLflow asks for no password and {where}: whoever does reads and deletes results; {more}"]
     return [
         f"warning: neither server asks for a password, and both {where}: whoever does starts runs on this machine, and "
-        f"reads and deletes results; for Prefect set {SERVER_PASSWORD}=USER:PASSWORD, and MLflow: {more}"
+        f"reads and deletes results; for Prefect `align down`, then `align up` with {SERVER_PASSWORD}=USER:PASSWORD; "
+        f"for MLflow {more}"
     ]
 
 

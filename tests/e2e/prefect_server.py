@@ -20,8 +20,6 @@ class Prefect(Server):
     def __init__(self, environment: Mapping[str, str]) -> None:
         super().__init__("/api/health")
         self.given = environment
-        self.token: dict[str, str] = {}
-        """What says that it is no page of somebody else's that asks."""
         self.api = f"http://127.0.0.1:{self.port}/api"
 
     def command(self) -> list[str]:
@@ -34,20 +32,14 @@ class Prefect(Server):
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """What its API answers. With SQLite it often says 503 for a locked database; Prefect's client asks again."""
         data = None if body is None else json.dumps(body).encode()
+        content = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.api}{path}", data, content, method=method)
         deadline = time.monotonic() + 30
         while True:
-            content = {"Content-Type": "application/json", **self.token}
-            request = urllib.request.Request(f"{self.api}{path}", data, content, method=method)
             try:
                 with urllib.request.urlopen(request, timeout=10) as answer:
                     return json.loads(answer.read() or b"null")
             except HTTPError as error:
-                if error.code == 403 and time.monotonic() < deadline:  # a server of `align up`
-                    self.token = {"Prefect-Csrf-Client": "tests", "Prefect-Csrf-Token": self._new_token()}
-                elif error.code != 503 or time.monotonic() > deadline:
+                if error.code != 503 or time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-
-    def _new_token(self) -> str:
-        with urllib.request.urlopen(f"{self.api}/csrf-token?client=tests", timeout=10) as answer:
-            return str(json.loads(answer.read())["token"])

@@ -19,6 +19,9 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from flows.tracking.artifact_files import put_files
 from flows.tracking.mlflow_server import MlflowServer
@@ -138,20 +141,31 @@ def test_all_answer_on_free_ports_and_their_pages_call_the_right_one(up):
 
 
 def test_a_page_of_somebody_elses_in_the_same_browser_can_not_call_the_api(up):
-    """What that starts is whatever it is told to: neither a request that a page may send unasked, nor one that it may
-    not, gets anywhere."""
-    asked = f"{up.first.json['prefect_api']}/flow_runs/filter"
-    for content in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/json"}):
-        request = urllib.request.Request(asked, b"{}", {"Origin": "http://elsewhere.example", **content})
-        with pytest.raises(HTTPError) as refused:
-            urllib.request.urlopen(request)
-        assert refused.value.code == 403
-    for origin, answered in (("http://elsewhere.example", None), (up.first.json["prefect"]["url"],) * 2):
-        token = urllib.request.Request(
-            asked.replace("flow_runs/filter", "csrf-token?client=x"), None, {"Origin": origin}
-        )
-        with urllib.request.urlopen(token) as answer:  # which such a page can't read, then
-            assert answer.headers["Access-Control-Allow-Origin"] == answered
+    """What that starts is whatever it is told to."""
+    own, page = f"{up.first.json['prefect_api']}/flow_runs/filter", up.first.json["prefect"]["url"]
+
+    def asked(**headers: str) -> int:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(own, b"{}", headers)) as answer:
+                return int(answer.status)
+        except HTTPError as refused:
+            return refused.code
+
+    json_too = {"Content-Type": "application/json"}
+    for content in ({}, {"Content-Type": "text/plain"}, json_too):  # some of which a page may send without being asked
+        assert asked(Origin="http://elsewhere.example", **content) == 403
+    assert asked(Host="elsewhere.example:4200", **json_too) == 403  # which leads to this machine by deceit
+    assert asked(Origin=page, **json_too) == asked(**json_too) == 200
+
+
+def test_nor_can_it_send_or_hear_events_by_a_websocket(up):
+    """One of which starts a retraining of what it names; browsers ask nobody before they open these."""
+    own = up.first.json["prefect_api"].replace("http", "ws", 1) + "/events/in"
+    with pytest.raises(InvalidStatus, match="403"), connect(own, origin=Origin("http://elsewhere.example")):
+        pass
+    for origin in (None, Origin(up.first.json["prefect"]["url"])):
+        with connect(own, origin=origin):
+            pass
 
 
 def test_what_was_logged_before_is_there_with_its_files(up, tmp_path):
@@ -214,7 +228,7 @@ def test_a_form_of_prefects_page_is_run_and_its_page_shows_plan_progress_and_rep
     assert json.loads(shown["plan"]) == [
         {"stage": "base", "does": "base", "plan": "cached", "why": "", "key": base["key"][:12],
          "MLflow": f"{pages}/{base['mlflow_run_id']}"},
-        {"stage": "instructions", "does": "data", "plan": "runs", "why": "limit: 64, was 24",
+        {"stage": "instructions", "does": "data", "plan": "runs", "why": "never run",
          "key": instructions["key"][:12], "MLflow": ""},
     ]  # fmt: skip
     assert shown["progress-instructions"] == 100.0 and "| instructions | ran |" in shown["report"]

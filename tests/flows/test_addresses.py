@@ -50,6 +50,7 @@ def test_links_to_prefects_pages_hold_no_password(home, monkeypatch):
 
 def test_what_is_on_this_machine_is_asked_past_the_users_proxy():
     """Whichever of the two spellings there is, and whichever a library reads."""
+    assert past_proxies({"HTTP_PROXY": "http://proxy:3128", "NO_PROXY": "*"}, "127.0.0.1") == {}
     assert past_proxies({}, "127.0.0.1") == past_proxies({"HTTP_PROXY": ""}, "127.0.0.1") == {}
     for name in ("NO_PROXY", "no_proxy"):
         found = past_proxies(

@@ -8,10 +8,11 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.servers.choosing import Asked, new_servers
-from flows.servers.commands import environment, mlflow_command, ui_api
+from flows.servers.commands import environment, mlflow_command, prefect_command, ui_api
 from flows.servers.passwords import basic, own_password
 from flows.servers.processes import Started
 from flows.servers.state import Servers, profiles_file, use_servers
@@ -56,14 +57,22 @@ def test_prefects_pages_call_the_port_that_was_chosen_by_a_name_that_browsers_kn
     assert "MLFLOW_TRACKING_URI" not in environment(servers("127.0.0.1"), "mlflow", home)
 
 
-def test_no_other_page_in_a_browser_of_this_machine_can_call_prefect(home):
+def test_prefect_answers_pages_of_its_own_and_those_that_the_user_names(home, monkeypatch):
     """Its own pages can, by whichever name they were opened; what starts is what the API is told to start."""
-    prefect = environment(servers("127.0.0.1"), "prefect", home)
-    origins = prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
-    assert origins == ["http://127.0.0.1:4207", "http://localhost:4207"]
-    assert prefect["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
-    everywhere = environment(servers("0.0.0.0"), "prefect", home)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
-    assert f"http://{socket.gethostname()}:4207" in everywhere.split(",") and "*" not in everywhere
+
+    def origins(of: Servers) -> list[str]:
+        return environment(of, "prefect", home)["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+
+    assert "flows.servers.guarded_prefect" in prefect_command(servers("127.0.0.1"), home)
+    assert origins(servers("127.0.0.1")) == ["http://127.0.0.1:4207", "http://localhost:4207"]
+    assert "http://localhost" in origins(replace(servers("127.0.0.1"), prefect_port=80))  # browsers leave it out
+    monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "https://align.example")
+    monkeypatch.setattr(socket, "gethostname", lambda: "Box")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "Box.Corp")
+    theirs = [one.address for each in psutil.net_if_addrs().values() for one in each if one.family == socket.AF_INET]
+    assert set(origins(servers("0.0.0.0"))) >= {
+        "https://align.example", *(f"http://{name}:4207" for name in ("box", "box.corp", *theirs)),
+    }  # fmt: skip
 
 
 def test_a_slot_that_is_taken_when_prefect_restarts_is_not_forgotten(home):

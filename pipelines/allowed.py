@@ -36,6 +36,10 @@ ROOTS, ALLOW, HOSTS, KEYS = "ALIGN_DATA_ROOTS", "ALIGN_ALLOW", "ALIGN_JUDGE_HOST
 PROGRAMS = "programs"
 SHIPPED = Path(__file__).resolve().parent
 """The recipes that come with us, and their data."""
+FETCHED = "fetched"
+"""Where in a home models are that were fetched by their names."""
+CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE")
+"""Variables that move a folder of the hub's downloads."""
 NO_PATHS = {
     "data": (f"hub:{HUB_ID.pattern}",),
     "model": (
@@ -70,11 +74,9 @@ class Allowed:
             )
         keys = _words(environment.get(KEYS, "OPENAI_API_KEY"))
         hosts = (host.lower().replace("[", "").replace("]", "") for host in _words(environment.get(HOSTS, "")))
-        own = _named_and_real(home) if home else ()
-        hub = Path(environment.get("HF_HOME") or "~/.cache/huggingface").expanduser()
         return cls(
             roots_of(environment), PROGRAMS in words, frozenset(hosts), frozenset(keys),
-            models=tuple(folder / "fetched" for folder in own), downloads=(*own, *_named_and_real(hub)),
+            models=_named_and_real(home / FETCHED) if home else (), downloads=_downloads(environment, home),
         )  # fmt: skip
 
     def require(self, recipe: Path) -> None:
@@ -146,8 +148,11 @@ class Allowed:
             if not (good := self._within(file_of(module), folders)):
                 raise RecipeError(self._wanted(program))
             ends = [end for place in good for end in _named_and_real(place.absolute())]
-            if any(end.is_relative_to(folder) for end in ends for folder in self.downloads):
-                raise RecipeError(f"wanted a function in a file that was put there by hand, got {program!r:.200}")
+            if within := [folder for folder in self.downloads if any(end.is_relative_to(folder) for end in ends)]:
+                raise RecipeError(
+                    f"wanted a function in a file that was put there by hand, got {program!r:.200}; what is in "
+                    f"{within[0]} was downloaded or made by runs"
+                )
             yield f"{first_there(good) or good[0]}:{function}", weight
 
     def _require_host(self, url: str) -> None:
@@ -194,6 +199,18 @@ def roots_of(environment: Mapping[str, str]) -> tuple[Path, ...]:
     """The folders that the environment names, each as it is named and where it really is."""
     named = [Path(one).expanduser().absolute() for one in environment.get(ROOTS, "").split(os.pathsep) if one]
     return tuple(dict.fromkeys(root for one in named or [SHIPPED] for root in _named_and_real(one)))
+
+
+def _downloads(environment: Mapping[str, str], home: Path | None) -> tuple[Path, ...]:
+    """Where the hub's libraries, MLflow's client and the runs themselves put files."""
+    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    hub = Path(environment.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+    moved = [Path(environment[name]).expanduser().absolute() for name in CACHES if environment.get(name)]
+    own = (
+        [home / name for name in (FETCHED, "fetching", "store", "drafts", "mlflow", "damaged", "trash")] if home else []
+    )
+    folders = [*(hub / name for name in ("hub", "datasets", "modules", "assets", "xet")), *moved, *own]
+    return tuple(place for folder in folders for place in _named_and_real(folder))
 
 
 def _named_and_real(folder: Path) -> tuple[Path, Path]:

@@ -159,6 +159,11 @@ def _check_own_weights(path: Path) -> None:
             for name in map(str, json.loads(index.read_text())["weight_map"].values()):
                 if Path(name).name != name or not name.endswith(".safetensors"):
                     raise ModelError(f"source: {index} wants {name!r}; wanted files of that folder in safetensors")
+    if (path / "adapter_config.json").exists():
+        raise ModelError(
+            f"source: {path} has an adapter beside its weights, which would be loaded too; take that away, or start "
+            "from its base and `adopt` it"
+        )
     with suppress(ValueError):
         if (named := config_at(path).get("transformers_weights")) is not None:
             raise ModelError(f"source: {path}/config.json wants its weights from {named!r}; take that line out of it")

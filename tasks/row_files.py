@@ -17,8 +17,8 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 TEXT = "utf-8-sig"
 """UTF-8; spreadsheets put a mark first, which would else become a part of the first column's name."""
 LARGEST_CELL = 1 << 27
-ON_HUB = re.compile(r"((zip|gzip|bz2|xz|zstd|lz4)://[^:]*::)?hf://datasets/[^:]+(:[^:]+)*")
-"""A file of the hub, or one within an archive there; any other chain of file systems may begin on this machine."""
+WITHIN = r"((zip|gzip|bz2|xz|zstd|lz4)://[^:]*::)?"
+"""An archive; any other chain of file systems may begin on this machine."""
 
 
 def require_readable(path: Path) -> None:
@@ -140,16 +140,18 @@ def _hub_rows(source: str) -> Iterator[Any]:
 
     identity, commit = split_hub(source)
     builder = load_dataset_builder(identity, revision=commit)
-    require_on_hub(source, (file for files in (builder.config.data_files or {}).values() for file in files))
+    require_own(source, (file for files in (builder.config.data_files or {}).values() for file in files))
     builder.download_and_prepare()
     yield from builder.as_dataset(split="train")
 
 
-def require_on_hub(source: str, files: Iterable[Any]) -> None:
-    """Raise DataError for a data set whose card names files of this machine, or of any other place.
+def require_own(source: str, files: Iterable[Any]) -> None:
+    """Raise DataError for a data set whose card names files of this machine, of another data set or any other place.
 
-    The commit says nothing of these, and whoever writes a card must not read this machine's files with it.
+    The commit says nothing of these, and whoever writes a card must not read with it what this machine may.
     """
+    identity, commit = split_hub(source)
+    own = re.compile(rf"{WITHIN}hf://datasets/{re.escape(f'{identity}@{commit}')}/[^:]+(:[^:]+)*", re.IGNORECASE)
     for file in files:
-        if not ON_HUB.fullmatch(str(file)):
-            raise DataError(f"{source}: its card names {file}, which is not on the hub; take that file as source")
+        if not own.fullmatch(str(file)):
+            raise DataError(f"{source}: its card names {file}, which is not in it; take that file as source")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,27 +69,13 @@ def _deployed(flow: Flow[Any, Any], description: str, **more: Any) -> RunnerDepl
     from prefect.deployments.runner import RunnerDeployment
     from prefect.types.entrypoint import EntrypointType
 
-    deployment = RunnerDeployment.from_flow(
+    return RunnerDeployment.from_flow(
         flow,
         name=flow.name,
         description=f"{description} Stages whose inputs have not changed come from the cache.",
         **more,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    # What people have set in Prefect's page would be as it was at first again, whenever this is served again.
-    deployment.model_fields_set.difference_update({"schedules", "parameters", "paused"})
-    return deployment
-
-
-def leave_switched_off(found: Iterable[RunnerDeployment]) -> None:
-    """Triggers that people have switched off in Prefect's page stay so: with its deployment, each is made anew."""
-    from prefect.client.orchestration import get_client
-    from prefect.events import DeploymentEventTrigger
-
-    with get_client(sync_client=True) as client:
-        for trigger in (one for deployment in found for one in deployment.triggers):
-            if isinstance(trigger, DeploymentEventTrigger):
-                trigger.enabled = all(one.enabled for one in client.read_automations_by_name(str(trigger.name)))
 
 
 def install_rules() -> None:
@@ -113,6 +98,7 @@ def main() -> None:
     found = deployments()
     from prefect import serve
 
+    from flows.deployments.set_by_people import leave_as_set
     from flows.home import align_home
     from flows.running.lost import tell_of_all
     from flows.running.outlasting import outlast_prefect
@@ -120,7 +106,7 @@ def main() -> None:
     from flows.servers.crash_rule import wait_for_prefect
 
     wait_for_prefect()
-    leave_switched_off(found)
+    leave_as_set(found, partial(print, file=sys.stderr))
     install_rules()
     install_limits()
     tell_of_all(align_home(), partial(print, file=sys.stderr))  # of what ended with the machine, say

@@ -15,6 +15,7 @@ from artifacts.errors import ModelError
 from artifacts.locking import held
 from flows.addresses import reason
 from flows.home import aside
+from pipelines.allowed import FETCHED
 from pipelines.recipe import Recipe
 from tasks.registry import stage_class
 
@@ -43,7 +44,7 @@ def _fetch(where: str, uri: str, home: Path) -> Path:
     server = MlflowServer(home)
     try:
         name, place = _resolved(uri, server)
-        folder = home / "fetched" / name
+        folder = home / FETCHED / name
         with held(home / "locks" / "fetched", wait=True):
             if not folder.exists():
                 _download(uri, place, folder, server)

@@ -141,7 +141,7 @@ def test_schedules_that_people_added_are_there_when_it_is_served_again(served):
 
 
 def test_what_people_set_on_a_deployments_page_is_so_when_it_is_served_again(served):
-    theirs = {"paused": True, "parameters": {"recipe": "pipelines/tiny.yaml"}}
+    theirs = {"paused": True, "parameters": {"recipe": "pipelines/tiny.yaml"}, "tags": ["team"]}
     address = f"/deployments/{served.deployment['id']}"
     served.server.call(address, theirs, method="PATCH")
     (rule,) = served.rules(ON_NEW_DATA)
@@ -151,8 +151,17 @@ def test_what_people_set_on_a_deployments_page_is_so_when_it_is_served_again(ser
         assert {name: served.deployment[name] for name in theirs} == theirs
         eventually(lambda: [one["enabled"] for one in served.rules(ON_NEW_DATA)] == [False], PATIENCE_S)
     finally:
-        served.server.call(address, {"paused": False, "parameters": {}}, method="PATCH")
+        served.server.call(address, {"paused": False, "parameters": {}, "tags": []}, method="PATCH")
         served.server.call(f"/automations/{served.rules(ON_NEW_DATA)[0]['id']}", {"enabled": True}, method="PATCH")
+
+
+def test_parameters_that_a_form_takes_no_more_do_not_keep_the_rest_from_being_served(served):
+    """As after an upgrade, by which a field has gone."""
+    address = f"/deployments/{served.deployment['id']}"
+    served.server.call(address, {"parameters": {"recipe": "r.yaml", "gone": 1}, "enforce_parameter_schema": False},
+                       method="PATCH")  # fmt: skip
+    served.serve()
+    assert served.deployment["parameters"] == {} and served.deployment["enforce_parameter_schema"]
 
 
 def test_data_that_changed_starts_a_retraining_of_the_recipe_that_the_event_names(served):

@@ -174,17 +174,20 @@ def test_allowed_functions_are_those_of_files_in_the_roots(project: Path, load, 
 
 def test_what_was_downloaded_is_no_function_though_it_be_in_a_root(project: Path, load):
     """Whoever may write to MLflow, or has a repository on a hub, would else say what runs here."""
-    home, hub = project / "align", project / "huggingface"
-    for folder in (home / "fetched" / "models", hub / "hub", project / "mine"):
+    home, hub, moved = project, project / "huggingface", project / "cache"
+    for folder in (home / "fetched" / "models", hub / "hub", moved / "models--a", project / "mine"):
         folder.mkdir(parents=True)
         (folder / "rewards.py").write_text("def f(prompts, completions): return [1.0] * len(prompts)\n")
     (project / "link").symlink_to(home / "fetched")
     given = {"ALIGN_DATA_ROOTS": str(project), "ALIGN_ALLOW": "programs", "HF_HOME": str(hub)}
+    given["HF_HUB_CACHE"] = str(moved)
     bound = Allowed.read(given, home)
-    for place in (home / "fetched" / "models", hub / "hub", project / "link" / "models"):
-        with pytest.raises(RecipeError, match="wanted a function in a file that was put there by hand"):
+    for place in (home / "fetched" / "models", hub / "hub", moved / "models--a", project / "link" / "models"):
+        with pytest.raises(RecipeError, match=r"put there by hand, .* was downloaded or made by runs"):
             bound.restricted(load(ppo={**PPO, "reward": f"{place}/rewards.py:f"}))
     bound.restricted(load(ppo={**PPO, "reward": f"{project}/mine/rewards.py:f"}))
+    hidden = Allowed.read({**given, "XDG_CACHE_HOME": str(project / ".cache"), "HF_HOME": ""}, home)
+    assert project / ".cache" / "huggingface" / "hub" in hidden.downloads
 
 
 def test_a_model_that_was_fetched_by_its_name_is_one_by_its_folder_too(project: Path, load, tmp_path: Path):

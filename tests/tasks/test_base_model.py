@@ -144,6 +144,11 @@ def index_naming(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def with_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.bin").write_bytes(b"a pickle")
+
+
 def weights_named(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": "adapter_model.bin"}))
@@ -158,6 +163,7 @@ def weights_named(folder: Path) -> None:
         ),
         (index_naming("/elsewhere/model.safetensors"), "wants '/elsewhere/model.safetensors'"),
         (index_naming("pytorch_model.bin"), "wants 'pytorch_model.bin'; wanted files of that folder in safetensors"),
+        (with_an_adapter, "has an adapter beside its weights, which would be loaded too; take that away"),
         (weights_named, "config.json wants its weights from 'adapter_model.bin'"),
         (remove("*.safetensors"), "has no weights"),
         (pickled, "only as a pickle, which runs code when it is loaded; convert it to safetensors"),

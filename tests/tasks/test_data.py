@@ -9,7 +9,7 @@ from datasets import load_dataset_builder
 
 from artifacts.errors import DataError
 from artifacts.kinds import Checkpoint, Preferences
-from tasks.row_files import require_on_hub
+from tasks.row_files import require_own
 from tests.conftest import run_stage, write_rows
 
 PAD, EOS = 0, 2
@@ -259,11 +259,12 @@ def test_the_card_of_a_hub_data_set_names_no_files_of_this_machine_or_elsewhere(
     elsewhere = [
         "https://host/x.csv", "zip://x.csv::/tmp/x.zip", "dir://x.jsonl::/home/me::hf://datasets/org/name@abc/x.csv",
         "zip://x.csv::/tmp/x.zip::hf://datasets/org/name@abc/x.csv", "file:///tmp/x::hf://datasets/org/name@abc/x",
-        "zip://x::zip://y::hf://datasets/org/name@abc/x.zip",
+        "zip://x::zip://y::hf://datasets/org/name@abc/x.zip", "hf://datasets/org/private@main/x.jsonl",
+        "hf://datasets/org/name@abd/x.jsonl", "hf://datasets/org/name@abc", "hf://datasets/org/names@abc/x",
     ]  # fmt: skip
     for files in (found["train"], *([file] for file in elsewhere)):
-        with pytest.raises(DataError, match=r"its card names .*, which is not on the hub"):
-            require_on_hub("hub:org/name", files)
-    require_on_hub(
-        "hub:org/name", ["hf://datasets/org/name@abc/x.csv", "zip://x.csv::hf://datasets/org/name@abc/x.zip"]
+        with pytest.raises(DataError, match=r"its card names .*, which is not in it"):
+            require_own("hub:org/name@abc", files)
+    require_own(
+        "hub:org/name@abc", ["hf://datasets/org/name@abc/x.csv", "zip://x.csv::hf://datasets/org/name@abc/x.zip"]
     )

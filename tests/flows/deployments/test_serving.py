@@ -48,10 +48,6 @@ def test_what_is_due_while_another_goes_on_is_skipped_or_waits_as_is_said(served
         one_at_a_time()
 
 
-def test_serving_again_says_nothing_of_schedules_so_that_those_of_the_page_stay(served):
-    assert all("schedules" not in each.model_dump(exclude_unset=True) for each in served.values())
-
-
 def test_a_worker_has_the_same(served):
     from prefect.flows import load_flow_from_entrypoint
 

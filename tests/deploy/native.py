@@ -35,7 +35,9 @@ PATIENCE_S = 1800
 """Some minutes are enough, but for a machine that trains meanwhile."""
 ENVIRONMENT = {**answers(), "PREFECT_AUTH_STRING": "team:p@ss w:rd", "MLFLOW_ADMIN_PASSWORD": "longer-than-12"}
 PORTS = {"postgres": 5432, "s3": 7070, "mlflow": 5000, "prefect": 4200}
-HEALTH = {"mlflow": "/health", "prefect": "/api/health", "s3": "/moto-api/"}
+WORKER_PORT = 8080
+MOTO = "/moto-api/"
+"""What moto's server answers once it is up."""
 
 
 def eventually(found: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
@@ -56,6 +58,7 @@ class Native:
         self.folder, self.services = folder, compose({**ENVIRONMENT, **environment})["services"]
         self.databases = compose(ENVIRONMENT)["configs"]["databases"]["content"]
         self.ports = {name: free_port() for name in PORTS}
+        self.worker_ports: dict[Path, int] = {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.bin = folder / "bin"
         self.bin.mkdir(parents=True)
@@ -77,6 +80,8 @@ class Native:
             text = text.replace(f"http://{name}:{port}", f"http://127.0.0.1:{self.ports[name]}")
             text = text.replace(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{self.ports[name]}")
             text = re.sub(rf"^--port={port}$", f"--port={self.ports[name]}", text)
+        if home in self.worker_ports:
+            text = text.replace(f"http://127.0.0.1:{WORKER_PORT}", f"http://127.0.0.1:{self.worker_ports[home]}")
         text = re.sub(r"^/data|^/tmp", str(home), text).replace("--host=0.0.0.0", "--host=127.0.0.1")
         text = re.sub("^/slots", str(self.folder / "slots"), text)
         return re.sub("^/opt/alignflow", str(ROOT), text)
@@ -84,11 +89,15 @@ class Native:
     def environment(self, service: str, home: Path, **more: str) -> dict[str, str]:
         """Of a service: what compose.yaml gives it, and no other variable of ours or of whoever runs the test."""
         given = {name: self.here(value, home) for name, value in self.services[service].get("environment", {}).items()}
-        if "PGHOST" in given:
+        if "PGHOST" in given or service == "postgres":
             given |= {"PGHOST": "127.0.0.1", "PGPORT": str(self.ports["postgres"])}
         if "PREFECT_WORKER_WEBSERVER_PORT" in given:
-            given["PREFECT_WORKER_WEBSERVER_PORT"] = str(free_port())
-        system = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(home), "PYTHONUNBUFFERED": "1"}
+            given["PREFECT_WORKER_WEBSERVER_PORT"] = str(self.worker_ports.setdefault(home, free_port()))
+        system = {
+            "PATH": f"{self.bin}:{_postgres_bin()}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "PYTHONUNBUFFERED": "1",
+        }
         return {**system, **given, **more}
 
     def start(self, service: str, name: str | None = None, **more: str) -> subprocess.Popen[bytes]:
@@ -119,14 +128,25 @@ class Native:
             self.wait(service)
         self.once("deployments")
 
-    def wait(self, service: str) -> None:
-        """Until a server is healthy."""
+    def wait(self, service: str, name: str | None = None) -> None:
+        """Until its own check in compose.yaml finds it healthy."""
+        name = name or service
+        home = self.folder / name
+        kind, *words = self.services[service]["healthcheck"]["test"]
+        assert kind == "CMD"
 
         def healthy() -> bool:
-            assert self.running[service].poll() is None, self.log(service).read_text()[-3000:]
-            return answers_at(self.ports[service], HEALTH[service])
+            assert self.running[name].poll() is None, self.log(name).read_text()[-3000:]
+            command, environment = [self.here(word, home) for word in words], self.environment(service, home)
+            return subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
 
-        eventually(healthy, f"{service} is healthy")
+        eventually(healthy, f"{name} is healthy")
+
+    def sql(self, *words: str | Path, **more: Any) -> bytes:
+        """What one of PostgreSQL's programs prints, asked by the user of the databases."""
+        given = self.environment("mlflow", self.folder / "mlflow")
+        return subprocess.run([_postgres_bin() / words[0], *words[1:]], env=given, check=True, capture_output=True,
+                              timeout=PATIENCE_S, **more).stdout  # fmt: skip
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -195,16 +215,9 @@ class Native:
             check=True, **quiet,
         )  # fmt: skip
         self.start_postgres(data, quiet)
+        self.wait("postgres")
         for sql in (f"CREATE DATABASE {service['POSTGRES_DB']};", self.databases):
-            words = [bin / "psql", "-h", "127.0.0.1", "-p", str(self.ports["postgres"]), "-U", user, "-d", "postgres"]
-            environment = {**os.environ, "PGPASSWORD": service["POSTGRES_PASSWORD"]}
-            eventually(
-                lambda words=words, sql=sql, environment=environment: (
-                    subprocess.run([*words, "-c", sql], env=environment, **quiet).returncode == 0
-                ),
-                "PostgreSQL",
-                120,
-            )
+            self.sql("psql", "-d", "postgres", "-c", sql)
 
     def start_postgres(self, data: Path, quiet: Mapping[str, Any]) -> None:
         words = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-k", self.cluster]
@@ -218,7 +231,7 @@ class Native:
         self.running["s3"] = subprocess.Popen(
             words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        self.wait("s3")
+        eventually(lambda: answers_at(self.ports["s3"], MOTO), "the object store")
 
 
 def _postgres_bin() -> Path:

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from artifacts.manifest import Manifest
 from flows.deployments.deployed import code_version
 from tests.deploy.native import ENVIRONMENT, PATIENCE_S, Native, eventually
-from tests.e2e.conftest import Answer, Shop
+from tests.e2e.conftest import ROOT, Answer, Shop
 
 pytestmark = pytest.mark.deploy
 LOG = logging.getLogger("deploy")
@@ -141,6 +141,7 @@ def test_a_worker_dies_and_another_machine_ends_its_run_with_the_same_bytes(team
     words = ["run", WORDS["recipe"], *words, "--until", WORDS["until"], "--json"]
     undisturbed = Shop(team.folder / "undisturbed").start(*words, **asking(team))
     team.start("worker", "first")
+    team.wait("worker", "first")
     flow_run = trigger(team, **LONG)
     LOG.info("triggered through the API")
     trainers = stopped_amid_sft(team, "first")
@@ -217,16 +218,34 @@ def test_a_deployment_that_other_code_made_is_refused_by_name(team):
     assert f"the deployment was made by {other}, this worker has {code_version()}" in message
 
 
-def test_no_password_is_in_what_workers_and_servers_write_or_prefect_keeps(team):
-    """A worker has them all in its environment: homes with every run's files, logs, and what the API answers."""
+def test_no_password_is_in_what_workers_and_servers_write_or_in_databases_and_store(team):
+    """A worker has them all in its environment."""
     said = {name: ENVIRONMENT[name] for name in ENVIRONMENT if re.search("PASSWORD|SECRET|AUTH", name)}
     said["as a header"] = base64.b64encode(ENVIRONMENT["PREFECT_AUTH_STRING"].encode()).decode()
-    homes = [path for name in ("first", "second") for path in (team.folder / name).rglob("*") if path.is_file()]
-    assert len(said) >= 5 and len(homes) > 50
-    texts = {str(path): path.read_bytes() for path in [*homes, *team.folder.glob("*.log")]}
-    for kind in ("flow_runs", "task_runs", "logs", "artifacts", "deployments", "events"):
-        texts[kind] = json.dumps(team.call(f"/{kind}/filter", {} if kind == "events" else {"limit": 200})).encode()
-    assert [(where, name) for where, text in texts.items() for name, it in said.items() if it.encode() in text] == []
+    files = [path for name in ("first", "second") for path in (team.folder / name).rglob("*") if path.is_file()]
+    texts = {str(path): path.read_bytes() for path in [*files, *team.folder.glob("*.log")]}
+    databases = {name: team.sql("pg_dump", name) for name in ("prefect", "mlflow")}
+    assert (
+        b"tiny" in databases["prefect"] and b"sft" in databases["mlflow"]
+    )  # flow runs, logs, events; parameters, tags
+    objects = dict(stored(team))
+    assert len(said) >= 5 and len(files) > 50 and len(objects) > 10
+    searched = {**texts, **databases, **objects}
+    assert [(where, name) for where, text in searched.items() for name, it in said.items() if it.encode() in text] == []
+
+
+def stored(team: Native) -> Iterator[tuple[str, bytes]]:
+    """Every object of the store."""
+    import boto3
+
+    given = team.environment("mlflow", team.folder / "mlflow")
+    store = boto3.client(
+        "s3", endpoint_url=given["MLFLOW_S3_ENDPOINT_URL"], aws_access_key_id=given["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=given["AWS_SECRET_ACCESS_KEY"], region_name=given["AWS_DEFAULT_REGION"],
+    )  # fmt: skip
+    for page in store.get_paginator("list_objects_v2").paginate(Bucket="align"):
+        for each in page.get("Contents", []):
+            yield each["Key"], store.get_object(Bucket="align", Key=each["Key"])["Body"].read()
 
 
 WRONG = {"PREFECT_API_AUTH_STRING": "team:wrong"}
@@ -266,6 +285,34 @@ def test_a_worker_with_a_wrong_auth_string_says_so_and_ends(team):
     finally:
         team.running.pop("stranger", None)
     assert "401" in team.log("stranger").read_text()
+
+
+def test_what_was_dumped_is_there_again_and_is_brought_up_to_date_as_the_readme_says(team, tracking, tmp_path):
+    readme = (ROOT / "deploy" / "README.md").read_text()
+    run, flow_runs = sft_run(tracking), team.call("/flow_runs/count", {})
+    for name in ("prefect", "mlflow"):
+        words = f"pg_dump -U align -Fc {name}"
+        assert words in readme
+        (tmp_path / name).write_bytes(team.sql(*words.split()))
+    for name in [name for name in ("first", "second", "mlflow", "prefect") if name in team.running]:
+        team.stop(name)
+    team.sql("psql", "-d", "mlflow", "-c", "DROP TABLE metrics, params, tags CASCADE")
+    team.sql("psql", "-d", "prefect", "-c", "DROP TABLE flow_run CASCADE")
+    assert "pg_restore -U align\n--clean --if-exists -d NAME" in readme
+    for name in ("prefect", "mlflow"):
+        words = f"pg_restore -U align --clean --if-exists -d {name}"
+        team.sql(*words.split(), tmp_path / name)
+    upgrade = "mlflow db upgrade postgresql:///mlflow"
+    assert f"run --rm mlflow {upgrade}" in readme
+    given = team.environment("mlflow", team.folder / "mlflow")
+    subprocess.run([team.bin / "mlflow", *upgrade.split()[1:]], env=given, check=True, timeout=PATIENCE_S)
+    for service in ("mlflow", "prefect"):
+        team.start(service)
+    for service in ("mlflow", "prefect"):
+        team.wait(service)
+    assert sft_run(tracking) == run and tracking.get_run(run).data.tags["align.uses"] == "sft"
+    assert team.call("/flow_runs/count", {}) == flow_runs > 0
+    LOG.info(f"dumped, dropped and restored: {flow_runs} flow runs, and MLflow run {run}")
 
 
 def test_a_database_that_went_away_is_named(team, tmp_path):

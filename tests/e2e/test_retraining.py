@@ -5,6 +5,7 @@ What the data teaches decides who wins: completions in lower case pass the held-
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import write_rows
 from tests.e2e.conftest import Answer, Shop
@@ -29,6 +31,7 @@ stages:
   sft: {uses: sft, base: base, data: rows, lora: null, learning_rate: 1.0e-2, epochs: 8, eval_rows: 0}
   eval: {uses: evaluate, policy: sft, data: pairs, max_new_tokens: 4}
 """
+LOG = logging.getLogger("retraining")
 WORDS = [start + end for start in "bdfghk" for end in ("an", "el", "ir", "ot")]
 FIRST = ("--must", "check_rate>=champion", "--json")
 """The gate of a first champion, which has nobody to win over."""
@@ -53,6 +56,7 @@ class Retraining:
     def __call__(self, *words: str) -> dict[str, Any]:
         answer = self.shop.align("retrain", str(self.recipe), *words)
         assert answer.status == 0, answer.err
+        LOG.info(answer.json["said"])
         return answer.json
 
     def align(self, *words: str) -> Answer:
@@ -168,6 +172,25 @@ def test_worse_data_leaves_the_champion_and_the_condition_that_failed_is_named_w
     again = retrain("--json")
     assert again["outcome"] == "unchanged" and f"was kept out on {kept['when']}" in again["said"]
     assert retrain.store == before
+
+
+def test_a_base_whose_weights_changed_is_trained_anew_and_one_that_did_not_is_not(retrain, better):
+    """Under the same name, as a folder that somebody fills again."""
+    (made,) = [path for path in (retrain.shop.home / "store").glob("base-*") if (path / "model.safetensors").exists()]
+    base = retrain.recipe.parent / "base"
+    shutil.copytree(made, base)
+    named = ("base.source=base", "--json")
+    retrain(*named)
+    again = retrain(*named)
+    assert again["outcome"] == "unchanged"
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 1.01 * each for name, each in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    after = retrain(*named)
+    assert after["outcome"] != "unchanged" and after["key"] != again["key"]
+    stages = {
+        stage["name"]: stage["status"] for stage in retrain.align("show", after["run_id"], "--json").json["stages"]
+    }
+    assert (stages["base"], stages["rows"], stages["sft"]) == ("ran", "ran", "ran")
 
 
 def test_a_champion_of_another_base_is_refused_before_anything_trains(retrain, better):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,18 @@ def test_schedules_that_people_added_are_there_when_it_is_served_again(served):
     found = served.deployment["schedules"]
     assert {one["schedule"].get("cron") for one in found} == {"0 3 * * *", None}
     assert [one["parameters"] for one in found if one["parameters"]] == [{"model": "monthly"}]
+
+
+def test_a_cron_schedule_fires_with_the_parameters_that_it_was_given(served):
+    every_minute = {"schedule": {"cron": "* * * * *", "timezone": "Europe/Rome"}, "active": True,
+                    "parameters": {"recipe": "pipelines/of-the-cron.yaml"}}  # fmt: skip
+    (made,) = served.server.call(f"/deployments/{served.deployment['id']}/schedules", [every_minute])
+    try:
+        (run, *_) = eventually(lambda: served.named("Failed", recipe="pipelines/of-the-cron.yaml"), PATIENCE_S)
+    finally:
+        served.server.call(f"/deployments/{served.deployment['id']}/schedules/{made['id']}", method="DELETE")
+    assert run["auto_scheduled"] and datetime.fromisoformat(run["expected_start_time"]).second == 0
+    assert run["state"]["message"].startswith("pipelines/of-the-cron.yaml: no such recipe")
 
 
 def test_what_people_set_on_a_deployments_page_is_so_when_it_is_served_again(served):

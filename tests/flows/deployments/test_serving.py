@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -46,6 +49,20 @@ def test_what_is_due_while_another_goes_on_is_skipped_or_waits_as_is_said(served
     monkeypatch.setenv("ALIGN_RETRAIN_OVERLAP", "never")
     with pytest.raises(UserError, match="ALIGN_RETRAIN_OVERLAP: wanted skip or queue, got 'never'"):
         one_at_a_time()
+
+
+@pytest.mark.parametrize("day", ["2026-03-28", "2026-10-24"])
+def test_a_cron_schedule_goes_on_at_its_hour_once_a_day_when_clocks_change(day):
+    """02:30 is not there on the one day, and twice on the other: it is due once on each."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    schedule = CronSchedule(cron="30 2 * * *", timezone="Europe/Rome")
+    start = datetime.fromisoformat(f"{day}T00:00:00+00:00")
+    before, change, after = (
+        one.astimezone(ZoneInfo("Europe/Rome")) for one in asyncio.run(schedule.get_dates(3, start))
+    )
+    assert [one.date() - before.date() for one in (change, after)] == [timedelta(1), timedelta(2)]
+    assert [f"{one:%H:%M}" for one in (before, after)] == ["02:30", "02:30"]
 
 
 def test_a_worker_has_the_same(served):

@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRL := .venv-trl
 DEEPSPEED := .venv-deepspeed
+OPERATED := $(CURDIR)/.operated
 
-.PHONY: quickstart test check deploy-test proofs deepspeed pages faults bench-ppo lora-sizes clean data constraints
+.PHONY: quickstart test check deploy-test proofs deepspeed pages operated faults bench-ppo lora-sizes clean data constraints
 
 quickstart: $(READY)  ## align a real language model on this machine
 	$(BIN)/align run pipelines/quickstart.yaml
@@ -17,7 +18,8 @@ test: $(READY)  ## all tests but the slow proofs
 
 deploy-test: $(READY)  ## deploy/compose.yaml without containers, a worker killed; with Debian's PostgreSQL
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update && apt-get install --yes postgresql; }
-	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO
+	mkdir -p $(OPERATED)
+	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO --log-file=$(OPERATED)/deploy.log --log-file-level=INFO
 
 proofs: $(READY) $(TRL)/.ready deepspeed  ## the slow tests: the quickstart's real weights, known optima, TRL's functions
 	$(BIN)/python -m pytest -q -m slow
@@ -25,8 +27,13 @@ proofs: $(READY) $(TRL)/.ready deepspeed  ## the slow tests: the quickstart's re
 deepspeed: $(DEEPSPEED)/.ready  ## training whose weights DeepSpeed divides among processes
 	$(DEEPSPEED)/bin/python -m pytest -q -k deepspeed tests/tasks/parallel
 
-pages: $(READY)  ## Prefect's and MLflow's pages in headless Chromium (Debian's package chromium); pictures in .pages
-	ALIGN_SCREENSHOTS=$(CURDIR)/.pages $(BIN)/python -m pytest -q -m pages
+pages: $(READY)  ## Prefect's and MLflow's pages in headless Chromium (Debian's package chromium); pictures in .operated
+	ALIGN_SCREENSHOTS=$(OPERATED) $(BIN)/python -m pytest -q -m pages
+
+operated: pages deploy-test  ## these, and what people and schedules do with a server; pictures and logs go to MLflow too
+	$(BIN)/python -m pytest -q -m slow tests/e2e --ignore tests/e2e/test_quickstart.py --durations 20 \
+		--log-file=$(OPERATED)/operated.log --log-file-level=INFO
+	$(BIN)/python -m tests.e2e.keep $(OPERATED)
 
 faults: $(READY)  ## two hundred faults, most of them real kills, and a table; options: make faults ARGS="--seed 3 --faults 40"
 	$(BIN)/python -m tests.faults $(ARGS)

@@ -65,9 +65,10 @@ def conclude(record: RunRecord, tracker: Tracker, store: Store, ui: str | None) 
     """Log the comparison, close the parent run, and give the Markdown summary with links."""
     comparisons = comparisons_of(record)
     policy = _policy_name(list(record.reports)[-1]) if record.reports else ""
+    links = tracker.compare_links(comparisons) if comparisons.each else {}
     if comparisons.each:
-        _write_comparison(comparisons, record, tracker)
-    summary = _markdown(record, comparisons, ui)
+        _write_comparison(comparisons, record, tracker, links)
+    summary = _markdown(record, comparisons, {"Prefect flow run": ui, **_in_mlflow(record, links)})
     failed = any(stage["status"] == "failed" for stage in record.stages)
     status = "FAILED" if failed else "FINISHED"
     tracker.end(status, record.stages, summary=summary, metrics=run_figures(record), policy=policy)
@@ -75,18 +76,24 @@ def conclude(record: RunRecord, tracker: Tracker, store: Store, ui: str | None) 
     return summary
 
 
-def _write_comparison(comparisons: Comparisons, record: RunRecord, tracker: Tracker) -> None:
+def _in_mlflow(record: RunRecord, links: Mapping[str, str]) -> dict[str, str | None]:
+    """Pages of a server that is there; what only may be there later is for pages that are kept."""
+    own = mlflow_page(record.mlflow_run_id)
+    return {"MLflow run": own, **links} if own is not None else {}
+
+
+def _write_comparison(comparisons: Comparisons, record: RunRecord, tracker: Tracker, links: Mapping[str, str]) -> None:
     """As Markdown, as tables, as a page that stands alone, and as pictures of the first held-out set."""
     tracker.file("comparison.md").write_text(markdown(comparisons))
     write_tables(comparisons, tracker.run.files)
-    tracker.file("comparison.html").write_text(page(comparisons, record.run_id, tracker.compare_links(comparisons)))
+    tracker.file("comparison.html").write_text(page(comparisons, record.run_id, links))
     first = comparisons.each[0]
     for name, figure in (("comparison.png", chart(first.policies)), ("frontier.png", frontier(first))):
         if figure is not None:
             figure.savefig(tracker.file(name))
 
 
-def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> str:
+def _markdown(record: RunRecord, comparisons: Comparisons, links: Mapping[str, str | None]) -> str:
     lines = [f"# {inert(record.run_id)}", "", "| stage | status | seconds | figure | key |", "|---|---|---|---|---|"]
     for stage in record.stages:
         lines.append(
@@ -95,6 +102,5 @@ def _markdown(record: RunRecord, comparisons: Comparisons, ui: str | None) -> st
         )
     if comparisons.each:
         lines += ["", markdown_findings(comparisons)]
-    links = [("Prefect flow run", ui), ("MLflow run", mlflow_page(record.mlflow_run_id))]
-    lines += ["", *(f"[{name}]({link})" for name, link in links if link)]
+    lines += ["", *(f"[{name}]({link})" for name, link in links.items() if link)]
     return "\n".join(lines)

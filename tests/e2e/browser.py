@@ -15,15 +15,16 @@ QUIET = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_MS = 60_000
+_TAKEN: set[Path] = set()
 ASSISTANT = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
 """Says that MLflow's assistant, which takes a third of the page, was seen before."""
 
 
 class Browser:
-    """A page, and the pictures that were taken of it."""
+    """A page of somebody's, and the pictures that were taken of it."""
 
-    def __init__(self, page: Page, pictures: Path) -> None:
-        self.page = page
+    def __init__(self, page: Page, whose: str, pictures: Path) -> None:
+        self.page, self.whose = page, whose
         self.pictures = Path(os.environ.get("ALIGN_SCREENSHOTS") or pictures)
         self.pictures.mkdir(parents=True, exist_ok=True)
 
@@ -42,9 +43,18 @@ class Browser:
         for text in texts:
             expect(self.page.get_by_text(text).filter(visible=True).first).to_be_visible(timeout=PATIENCE_MS)
 
-    def picture(self, name: str) -> None:
+    def picture(self, name: str, height: int | None = None) -> None:
+        """Of what can be seen, or as if the window were so high: these pages scroll within themselves."""
+        before = self.page.viewport_size
+        if height is not None and before is not None:
+            self.page.set_viewport_size({"width": before["width"], "height": height})
         self.page.wait_for_timeout(1000)  # for what moves in
-        self.page.screenshot(path=self.pictures / f"{name}.png")
+        path = self.pictures / f"{self.whose}-{name}.png"
+        assert path not in _TAKEN, f"{path.name} is the name of two pictures"
+        _TAKEN.add(path)
+        self.page.screenshot(path=path)
+        if height is not None and before is not None:
+            self.page.set_viewport_size(before)
 
     def field(self, title: str, element: str = "textarea") -> Locator:
         """The input of a form under this title."""
@@ -56,11 +66,11 @@ class Browser:
 
 
 @contextmanager
-def browser(pictures: Path) -> Iterator[Browser]:
+def browser(whose: str, pictures: Path) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         page = chromium.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(PATIENCE_MS)
         page.add_init_script(f"localStorage.setItem('{ASSISTANT}', 'true')")
-        yield Browser(page, pictures)
+        yield Browser(page, whose, pictures)
         chromium.close()

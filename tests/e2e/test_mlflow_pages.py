@@ -66,7 +66,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Any) -> Iterator
         patch.setenv("MLFLOW_TRACKING_URI", mlflow.uri)
         try:
             mlflow.start()
-            with browser(folder / "pictures") as seen:
+            with browser("mlflow", folder / "pictures") as seen:
                 seen.page.set_viewport_size({"width": 1680, "height": 1050})
                 yield Pages(mlflow, seen, folder / "home", folder, tiny_llama.path)
         finally:
@@ -121,7 +121,7 @@ def test_a_run_leads_to_its_report_and_to_its_stages_and_these_lead_back(pages: 
     browser.follow("report")
     browser.shows("comparison.html")
     browser.page.frame_locator("iframe").get_by_text("Quality").first.wait_for()
-    browser.picture("report")
+    browser.picture("report", height=2400)
     pages.run(pages.runs[1]).follow("dpo")
     browser.shows("Made from", "beta")
     browser.picture("stage")

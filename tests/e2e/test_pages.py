@@ -59,6 +59,11 @@ class Pages:
         self.page.wait_for_url(re.compile("/flow-run/"))
         return self.page.url.rsplit("/", 1)[-1].partition("?")[0]
 
+    def trigger(self, name: str, **parameters: Any) -> str:
+        """What Submit sends."""
+        found = self.api(f"/deployments/name/{name}/{name}")["id"]
+        return str(self.api(f"/deployments/{found}/create_flow_run", {"parameters": parameters})["id"])
+
     def close(self) -> None:
         self.shop.align("down")
 
@@ -66,7 +71,7 @@ class Pages:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     folder = tmp_path_factory.mktemp("pages")
-    with browser(folder / "pictures") as seen:
+    with browser("prefect", folder / "pictures") as seen:
         pages = Pages(folder, seen)
         yield pages
         pages.close()
@@ -74,24 +79,55 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
 
 def test_a_form_is_filled_in_and_its_run_seen_to_its_end(pages: Pages) -> None:
     pages.open_form("align-dpo")
-    pages.seen.picture("form")
+    pages.seen.picture("form", height=3400)
     pages.seen.field("Base model").fill("builtin:tiny-llama")
     pages.seen.field("Beta", "input").fill("0.25")
     pages.seen.field("Held-out prompts", "input").fill("8")
     pages.seen.field("Other settings").fill(STEPS)
     flow_run = pages.submit()
     expect(pages.page.get_by_text("sft: starts")).to_be_visible(timeout=240_000)
-    pages.seen.picture("run")
+    pages.seen.picture("run-in-progress")
     eventually(lambda: pages.state(flow_run) == "Completed", 600)
     pages.page.reload()
     pages.page.get_by_text("Artifacts", exact=True).last.click()
     for name in ("plan", "report", "comparison"):
         expect(pages.page.get_by_text(name, exact=True).first).to_be_visible()
-    pages.seen.picture("artifacts")
-    pages.page.get_by_role("link", name="report").first.click()
-    expect(pages.page.get_by_text("eval_dpo").first).to_be_visible()
-    pages.seen.picture("report")
+    pages.seen.picture("run-finished")
+    run = pages.page.url
+    for name, text in {"plan": "never run", "report": "eval_dpo", "comparison": "side by side"}.items():
+        pages.page.goto(run)
+        pages.page.get_by_text("Artifacts", exact=True).last.click()
+        pages.page.get_by_role("link", name=name).first.click()
+        expect(pages.page.get_by_text(text).first).to_be_visible()
+        pages.seen.picture(name, height=1600)
     assert pages.api(f"/flow_runs/{flow_run}")["parameters"]["beta"] == 0.25
+
+
+def test_methods_are_compared_on_the_runs_page_and_side_by_side_in_mlflow(pages: Pages) -> None:
+    compared = ["dpo", "kto", "orpo", "ppo"]
+    overrides = {f"{uses}.max_steps": 12 for uses in ("sft", "reward", "dpo", "kto", "orpo")}
+    overrides |= {"ppo.total_episodes": 48, "ppo.batch_size": 16, "ppo.max_new_tokens": 12}
+    form = {"base": "builtin:tiny-llama", "methods": compared, "held_out": 24, "overrides": overrides}
+    flow_run = pages.trigger("align-compare", **form)
+    eventually(lambda: pages.state(flow_run) == "Completed", 900)
+    pages.page.goto(f"{pages.prefect}/runs/flow-run/{flow_run}")
+    expect(pages.page.get_by_text("Completed").first).to_be_visible()
+    pages.seen.picture("compare-run")
+    report = shown(pages, flow_run)
+    for name, texts in {
+        "the evaluations": [f"eval_{uses}" for uses in compared], "the trainings": ["train/loss", "sft", *compared],
+    }.items():  # fmt: skip
+        link = re.search(rf"\[MLflow: {name}\]\(([^)]+)\)", report)
+        assert link is not None, report
+        pages.seen.open(link[1])
+        pages.seen.shows("Comparing", *texts)
+        pages.seen.picture(f"mlflow-compares-{name.replace(' ', '-')}", height=2000)
+
+
+def shown(pages: Pages, flow_run: str) -> str:
+    """The report on a run's page."""
+    asked = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"any_": ["report"]}}}
+    return str(pages.api("/artifacts/filter", asked)[0]["data"])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +143,7 @@ def test_a_form_has_each_field_under_its_title_with_what_it_is_for(
 ) -> None:
     pages.open_form(name, titles[0])
     pages.seen.shows(*titles)
-    pages.seen.picture(f"form-{name}")
+    pages.seen.picture(f"form-{name}", height=3400)
     assert not pages.page.get_by_text("None", exact=True).count(), "a choice of types, which a form can't show"
 
 

@@ -48,7 +48,7 @@ def test_every_page_of_markdown_shows_names_errors_and_completions_as_text(shelf
     stage = {"name": EVIL, "status": "failed", "seconds": 1.0, "error": EVIL.replace("\n", " "), "metrics": {},
              "key": "k" * 64, "mlflow_run_id": "r" * 32}  # fmt: skip
     record = RunRecord("recipe.yaml", EVIL.replace("\n", " "), None, None, [stage])
-    summary = _markdown(record, compared, "http://127.0.0.1:4200/runs/1")
+    summary = _markdown(record, compared, {"Prefect flow run": "http://127.0.0.1:4200/runs/1"})
     assert harmless(markdown(compared)) and harmless(summary.removeprefix("#"))
     facts = {"name": record.run_id, "ui": None, "summary": summary}
     place = Place("a1", "1")

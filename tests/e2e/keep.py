@@ -1,0 +1,29 @@
+"""What `make operated` showed, as files of a run in this home's MLflow: pictures of pages, logs of what was operated.
+
+    python -m tests.e2e.keep FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from flows.home import align_home, prepare_services
+from flows.tracking.mlflow_server import MlflowServer
+
+EXPERIMENT = "operated"
+
+
+def keep(folder: Path) -> str:
+    """Its files, in a run of their own; gives the run's id."""
+    server = MlflowServer.reach(align_home(), EXPERIMENT)
+    run = server.make(EXPERIMENT, folder.name, {"align.kind": "pictures"})
+    server.client.log_artifacts(run, str(folder))
+    server.client.set_terminated(run)
+    return run
+
+
+if __name__ == "__main__":
+    prepare_services(align_home())
+    kept = Path(sys.argv[1])
+    print(f"{len(list(kept.iterdir()))} files of {kept} are kept in MLflow: `align up`, then #/runs/{keep(kept)}/artifacts")

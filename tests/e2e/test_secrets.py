@@ -26,24 +26,33 @@ TRAPS = ("$(touch trapped)", "`touch trapped`", "; touch trapped", "<script>x</s
 SPY = """
 import json, os, sys
 
+STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn")
+WRITES = {"os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "sqlite3.connect": 0}
+LOG = os.open(os.environ["SPY_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
 def spy(event, args):
-    if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn"):
-        line = json.dumps([event, *map(str, args[:2])]).encode() + b"\\n"
-        file = os.open(os.environ["SPY_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(file, line)
-        os.close(file)
+    if event in STARTS:
+        said = [event, *map(str, args[:2])]
+    elif event in WRITES:
+        said = ["write", os.path.abspath(os.fsdecode(args[WRITES[event]]))]
+    elif event == "open" and isinstance(args[0], (str, bytes)) and args[2] & (os.O_WRONLY | os.O_RDWR):
+        said = ["write", os.path.abspath(os.fsdecode(args[0]))]
+    else:
+        return
+    os.write(LOG, json.dumps(said).encode() + b"\\n")
 
 sys.addaudithook(spy)
 """
-"""Sees every process that any Python process of the run starts."""
+"""Sees every process that any Python process of the run starts, and every file that it opens to write."""
 
 
 class Ran(NamedTuple):
-    """A finished run, the folder with all that it and its servers left, and the processes that it started."""
+    """A finished run, the folder with all that it and its servers left, and what it started and wrote."""
 
     answer: Answer
     folder: Path
     started: list[list[str]]
+    written: set[Path]
     judge: JudgeServer
 
 
@@ -84,19 +93,22 @@ def ran(servers: tuple[Shop, Prefect, Mlflow], tmp_path_factory: pytest.TempPath
     spy = tmp_path_factory.mktemp("spy")
     (spy / "sitecustomize.py").write_text(SPY)
     project = shop.home.parent / "project"
-    project.mkdir()
+    for folder in (project, project.parent / "temporary"):
+        folder.mkdir()
     write_rows(project / "rows.jsonl", [{"prompt": f"Say {i}.", "completion": f"{i}"} for i in range(8)])
     judge = JudgeServer(says_the_key)
     (project / "recipe.yaml").write_text(json.dumps(recipe(judge.url)))
     answer = shop.align(
         "run", str(project / "recipe.yaml"), "--json", "--until", TRAPS[-1], f"{TRAPS[2]}.batch_size=4",
-        cwd=project, SPY_FILE=str(spy / "started"), PYTHONPATH=f"{spy}:{shop.environment.get('PYTHONPATH', '')}",
+        cwd=project, SPY_FILE=str(spy / "seen"), PYTHONPATH=f"{spy}:{shop.environment.get('PYTHONPATH', '')}",
+        TMPDIR=str(project.parent / "temporary"), PYTHONDONTWRITEBYTECODE="1",
         MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_URI=mlflow.uri.replace("://", f"://me:{IN_MLFLOW_URL}@"),
         PREFECT_API_URL=prefect.api.replace("://", f"://me:{IN_PREFECT_URL}@"), **SECRETS,
     )  # fmt: skip
     judge.close()
-    started = [json.loads(line) for line in (spy / "started").read_text().splitlines()]
-    return Ran(answer, shop.home.parent, started, judge)
+    seen = [json.loads(line) for line in (spy / "seen").read_text().splitlines()]
+    written = {Path(words[0]) for event, *words in seen if event == "write"}
+    return Ran(answer, shop.home.parent, [one for one in seen if one[0] != "write"], written, judge)
 
 
 def test_it_runs_whatever_things_are_called(ran: Ran):
@@ -119,6 +131,13 @@ def test_no_shell_reads_a_name(ran: Ran):
     assert any("tasks" in words for _, _, words in ran.started), "the trainers were seen"
     assert not any(event == "os.system" or "trapped" in f"{program} {words}" for event, program, words in ran.started)
     assert not list(ran.folder.rglob("trapped"))
+
+
+def test_it_writes_nowhere_but_in_its_home_and_where_libraries_keep_their_own(ran: Ran):
+    home = ran.folder / "align"
+    assert any(path.parent == home / "store" for path in ran.written)
+    others = [ran.folder / name for name in ("temporary", "prefect", ".cache", ".config")] + [Path("/dev")]
+    assert sorted(path for path in ran.written if not any(path.is_relative_to(one) for one in (home, *others))) == []
 
 
 def test_commands_that_fail_name_servers_without_their_passwords(servers, ran: Ran):

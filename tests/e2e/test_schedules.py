@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ class Served:
         self.project.mkdir()
         self.environment = {
             **self.shop.environment, "PREFECT_API_URL": self.server.api, "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-            "ALIGN_DATA_ROOTS": f"{ROOT / 'pipelines'}:{self.project}",
+            "ALIGN_DATA_ROOTS": f"{ROOT / 'pipelines'}:{self.project}", "CUDA_VISIBLE_DEVICES": "GPU-1f",
         }  # fmt: skip
         self.serving: subprocess.Popen[bytes] | None = None
         self.serve()
@@ -129,6 +130,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield served
     served.end()
     served.server.stop()
+
+
+def test_each_gpu_has_a_limit_of_one_on_the_server(served):
+    limit = f"/v2/concurrency_limits/{socket.gethostname()}-gpu-GPU-1f"
+    assert eventually(lambda: served.server.call(limit), PATIENCE_S)["limit"] == 1
 
 
 def test_schedules_that_people_added_are_there_when_it_is_served_again(served):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from artifacts.jsonl import read_jsonl
 from flows.tracking.points import send_points
 from flows.tracking.sent import Sent
-from flows.tracking.system_metrics import SYSTEM, Usage, sampled
+from flows.tracking.system_metrics import SYSTEM, Usage, gpu_monitor, gpu_usage, sampled
 
 SPINS = """
 import time
@@ -54,6 +55,30 @@ def wait_for(file: Path, lines: int) -> list[dict]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return read_jsonl(file)
+
+
+def test_each_gpu_is_measured_where_there_are_some(monkeypatch):
+    """As far as a driver's library answers, of which there is none here."""
+    from mlflow.system_metrics.metrics import gpu_monitor as theirs
+
+    used = {0: 25, 1: 80}
+    driver = SimpleNamespace(
+        NVMLError=OSError, nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 2, nvmlDeviceGetHandleByIndex=int,
+        nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=used[gpu] * 1e6, total=1e8),
+        nvmlDeviceGetUtilizationRates=lambda gpu: SimpleNamespace(gpu=used[gpu]),
+        nvmlDeviceGetPowerUsage=lambda gpu: 1000 * used[gpu], nvmlDeviceGetEnforcedPowerLimit=lambda gpu: 100_000,
+    )  # fmt: skip
+    assert gpu_usage(None) == {}
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(theirs, "pynvml", driver, raising=False)
+    monitor = gpu_monitor()
+    found = gpu_usage(monitor)
+    assert len(found) == 2 * 5 and (found["gpu_0_utilization_percentage"], found["gpu_1_memory_usage_megabytes"]) == (
+        25,
+        80,
+    )
+    used[0] = 75
+    assert gpu_usage(monitor)["gpu_0_utilization_percentage"] == 75  # of now, and not on average until now
 
 
 def test_processor_use_is_what_was_used_since_the_last_sample(start):

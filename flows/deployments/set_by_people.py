@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -36,13 +36,28 @@ def leave_as_set(found: Iterable[RunnerDeployment], say: Callable[[str], object]
                 say(f"{each.name}: its form takes {there.parameters} no more, and has its own defaults again")
 
 
+def of_retraining() -> dict[str, Any]:
+    """A step of `prefect deploy`: what becomes of what is due meanwhile, and whether new data still start it."""
+    from prefect.client.orchestration import get_client
+
+    from flows.deployments.serving import on_new_data, one_at_a_time
+
+    with get_client(sync_client=True) as client:
+        switched_on = _is_switched_on(str(on_new_data().name), client)
+    return {"due_meanwhile": one_at_a_time().collision_strategy.value, "on_new_data": switched_on}
+
+
 def _leave_switched_off(deployment: RunnerDeployment, client: SyncPrefectClient) -> None:
-    """Triggers that are switched off stay so: with its deployment, each is made anew."""
+    """With its deployment each trigger is made anew."""
     from prefect.events import DeploymentEventTrigger
 
     for trigger in deployment.triggers:
         if isinstance(trigger, DeploymentEventTrigger):
-            trigger.enabled = all(one.enabled for one in client.read_automations_by_name(str(trigger.name)))
+            trigger.enabled = _is_switched_on(str(trigger.name), client)
+
+
+def _is_switched_on(trigger: str, client: SyncPrefectClient) -> bool:
+    return all(one.enabled for one in client.read_automations_by_name(trigger))
 
 
 def _takes(deployment: RunnerDeployment, there: DeploymentResponse) -> bool:

@@ -24,6 +24,7 @@ from tests.e2e.conftest import ROOT, Answer, Shop
 pytestmark = pytest.mark.deploy
 LOG = logging.getLogger("deploy")
 HEARTBEAT_S = "30"  # as often as Prefect lets it: a killed run is Crashed after four that are missing
+ON_NEW_DATA = "align: retrain when data changed"
 WORDS = {"recipe": "pipelines/tiny.yaml", "until": "sft"}
 LONG = {"overrides": {"sft.epochs": 32}, "execution": {"save_interval": 20, "threads": 1}}
 
@@ -199,8 +200,15 @@ def test_a_schedule_is_made_by_command_makes_runs_and_outlives_another_deploy(te
 
     runs = eventually(made, "scheduled runs", 300)
     assert {run["deployment_id"] for run in runs} == {deployment(team)["id"]}
+    (rule,) = [one for one in team.call("/automations/filter", {}) if one["name"] == ON_NEW_DATA]
+    team.call(f"/automations/{rule['id']}", {"enabled": False}, "PATCH")
+    team.services["deployments"]["environment"]["ALIGN_RETRAIN_OVERLAP"] = "queue"
     team.once("deployments")
     assert deployment(team)["schedules"] == [schedule] and schedule["active"]
+    found = team.call("/automations/filter", {})
+    assert [one["enabled"] for one in found if one["name"] == ON_NEW_DATA] == [False]
+    retraining = team.call("/deployments/name/align-retrain/align-retrain")
+    assert retraining["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert team.call("/work_pools/local")["concurrency_limit"] == 1
     team.call(f"/deployments/{deployment(team)['id']}/schedules/{schedule['id']}", method="DELETE")
 

@@ -17,7 +17,7 @@ from prefect.utilities.templating import apply_values
 from prefect_docker.worker import DockerWorkerJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from flows.deployments.serving import deployments
+from flows.deployments.serving import deployments, one_at_a_time
 from flows.servers.stuck_rule import STARTS_WITHIN_S
 from tests.deploy.compose_file import DEPLOY, answers, compose
 from tests.deploy.known_variables import unknown
@@ -81,7 +81,8 @@ def test_no_training_hangs_on_a_lease_and_overlapping_retrainings_are_skipped():
     """With a deployment's limit a flow run crashes if the server is away for five minutes; a pool's has no lease."""
     limited = [name for name, each in DEPLOYMENTS.items() if "concurrency_limit" in each]
     assert limited == ["align-retrain"]
-    given = DEPLOYMENTS["align-retrain"]["concurrency_limit"]
+    said = {"due_meanwhile": one_at_a_time().collision_strategy.value}  # by the step `of_retraining`
+    given = apply_values(DEPLOYMENTS["align-retrain"]["concurrency_limit"], said)
     limit = ConcurrencyLimitConfig.model_validate(given)
     assert set(given) <= set(ConcurrencyLimitConfig.model_fields)
     assert (limit.limit, limit.collision_strategy.value) == (1, "CANCEL_NEW")

@@ -73,7 +73,7 @@ def test_a_worker_has_the_same(served):
     (trigger,) = served["align-retrain"].triggers
     assert ours["triggers"][0]["expect"] == list(trigger.expect)
     assert ours["triggers"][0]["parameters"] == trigger.parameters
-    assert ours["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW", "grace_period_seconds": 1800}
+    assert ours["concurrency_limit"]["limit"] == served["align-retrain"].concurrency_limit
     assert load_flow_from_entrypoint(str(ROOT / ours["entrypoint"])).name == "align-retrain"
 
 

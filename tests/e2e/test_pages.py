@@ -124,6 +124,15 @@ def test_methods_are_compared_on_the_runs_page_and_side_by_side_in_mlflow(pages:
         pages.seen.picture(f"mlflow-compares-{name.replace(' ', '-')}", height=2000)
 
 
+def test_a_merged_model_has_a_card_in_mlflow_that_says_how_it_was_made(pages: Pages) -> None:
+    answer = pages.shop.align("run", "pipelines/tiny.yaml", "--until", "merge", "--json", "dpo.max_steps=8")
+    assert answer.status == 0, answer.err
+    run = answer.stage("merge")["mlflow_run_id"]
+    pages.seen.open(f"http://127.0.0.1:{pages.ports[1]}/#/runs/{run}/artifacts/output/README.md")
+    pages.seen.shows("An aligned model", "The stages that made it", "The merge")
+    pages.seen.picture("model-card", height=2000)
+
+
 def shown(pages: Pages, flow_run: str) -> str:
     """The report on a run's page."""
     asked = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"any_": ["report"]}}}

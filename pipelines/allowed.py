@@ -38,7 +38,11 @@ SHIPPED = Path(__file__).resolve().parent
 """The recipes that come with us, and their data."""
 FETCHED = "fetched"
 """Where in a home models are that were fetched by their names."""
-CACHES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE")
+CACHES = (
+    "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE",
+    "HUGGINGFACE_ASSETS_CACHE", "HF_XET_CACHE", "HF_DATASETS_DOWNLOADED_DATASETS_PATH",
+    "HF_DATASETS_EXTRACTED_DATASETS_PATH",
+)  # fmt: skip
 """Variables that move a folder of the hub's downloads."""
 NO_PATHS = {
     "data": (f"hub:{HUB_ID.pattern}",),
@@ -204,13 +208,18 @@ def roots_of(environment: Mapping[str, str]) -> tuple[Path, ...]:
 def _downloads(environment: Mapping[str, str], home: Path | None) -> tuple[Path, ...]:
     """Where the hub's libraries, MLflow's client and the runs themselves put files."""
     cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    hub = Path(environment.get("HF_HOME") or f"{cache}/huggingface").expanduser()
-    moved = [Path(environment[name]).expanduser().absolute() for name in CACHES if environment.get(name)]
+    hub = _expanded(environment.get("HF_HOME") or f"{cache}/huggingface")
+    moved = [_expanded(environment[name]) for name in CACHES if environment.get(name)]
     own = (
         [home / name for name in (FETCHED, "fetching", "store", "drafts", "mlflow", "damaged", "trash")] if home else []
     )
     folders = [*(hub / name for name in ("hub", "datasets", "modules", "assets", "xet")), *moved, *own]
     return tuple(place for folder in folders for place in _named_and_real(folder))
+
+
+def _expanded(folder: str) -> Path:
+    """As the hub's libraries read it."""
+    return Path(os.path.expandvars(folder)).expanduser().absolute()
 
 
 def _named_and_real(folder: Path) -> tuple[Path, Path]:

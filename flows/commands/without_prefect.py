@@ -63,11 +63,10 @@ def _why_not(error: Exception) -> str:
     from flows.servers.versions import does_not_fit
 
     server, password = (named_prefect() or "").rstrip("/").removesuffix("/api"), prefect_password()
-    trouble = asking.prefect_trouble(server, password) if server else None
+    if server and (trouble := asking.prefect_trouble(server, password)) is not None:
+        do = asking.do_about(trouble, password)
+        return f"Prefect at {without_secrets(server)} {trouble}; {do}, or unset PREFECT_API_URL"
     version = asking.prefect_version(server, password) if server else None
     if version is not None and (said := does_not_fit("prefect", version)) is not None:
         return f"Prefect at {without_secrets(server)}: {said}; start one of such a version, or unset PREFECT_API_URL"
-    if trouble is None:
-        return f"Prefect can't be reached: {without_secrets(str(error))}; start its server, or unset PREFECT_API_URL"
-    do = password.do if trouble == asking.Trouble.PASSWORD else "see to that server"
-    return f"Prefect at {without_secrets(server)} {trouble}; {do}, or unset PREFECT_API_URL"
+    return f"Prefect can't be reached: {without_secrets(str(error))}; start its server, or unset PREFECT_API_URL"

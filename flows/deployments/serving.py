@@ -45,7 +45,7 @@ def one_at_a_time() -> ConcurrencyLimitConfig:
     """Of `align-retrain`; raises UserError where the environment asks for no strategy that there is."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 
-    if (said := os.environ.get(OVERLAP, "skip")) not in STRATEGIES:
+    if (said := os.environ.get(OVERLAP) or "skip") not in STRATEGIES:
         raise UserError(f"{OVERLAP}: wanted {' or '.join(STRATEGIES)}, got {said!r}")
     return ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy(STRATEGIES[said]))
 

@@ -81,7 +81,7 @@ def _end(state: State | None, facts: Mapping[str, Any]) -> State | None:
 
     killed = "its process was killed"
     if state is not None and state.is_cancelling():
-        return Cancelled(message=killed)
+        return Completed() if facts["status"] == "FINISHED" else Cancelled(message=killed)
     if state is not None and state.is_crashed():  # by the rule, while Prefect could not be told that it had ended well
         return Completed() if facts["status"] == "FINISHED" else None
     if state is None or (state.is_running() and state.timestamp.timestamp() <= facts.get("began", inf)):

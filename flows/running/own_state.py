@@ -47,9 +47,11 @@ def heeding(watcher: Watcher) -> Iterator[None]:
     try:
         yield
     finally:
-        own.end()
-        if mine:
-            signal.signal(SIGNAL, before)
+        try:
+            own.end()
+        finally:
+            if mine:
+                signal.signal(SIGNAL, before)
 
 
 def cancelled() -> State[Any] | None:

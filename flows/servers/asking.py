@@ -13,7 +13,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from flows.addresses import without_secrets
 from flows.servers.passwords import Password, basic, own_password
-from flows.servers.state import MLFLOW, PREFECT, ROLES, Servers
+from flows.servers.state import MLFLOW, ORIGINS, PREFECT, ROLES, Servers
 
 TIMEOUT_S = 3.0
 DATABASE_S = 15.0
@@ -27,10 +27,21 @@ class Trouble(StrEnum):
     """Why a server that is there is of no use."""
 
     PASSWORD = "wants a name and a password, and these are not they"
+    NAME = "is there, and does not answer by this name (403)"
     DATABASE = "is there, but can't reach its database"
 
 
-_TROUBLE = {401: Trouble.PASSWORD, 403: Trouble.PASSWORD}
+_MLFLOW = {401: Trouble.PASSWORD, 403: Trouble.PASSWORD}
+_PREFECT = {401: Trouble.PASSWORD, 403: Trouble.NAME}
+
+
+def do_about(trouble: Trouble, password: Password | None) -> str:
+    """What whoever meets it can do."""
+    if trouble == Trouble.PASSWORD and password is not None:
+        return password.do
+    if trouble == Trouble.NAME:
+        return f"call it by its machine's own name or address, or name http://THIS:PORT in {ORIGINS} for its `align up`"
+    return "see to that server: its log says more"
 
 
 def ask(url: str, timeout_s: float = TIMEOUT_S, password: Password | None = None) -> tuple[int | None, str]:
@@ -81,7 +92,7 @@ def forgets_leases(server: str, password: Password | None = None) -> bool:
 
 def prefect_trouble(server: str, password: Password | None = None) -> Trouble | None:
     """What keeps a Prefect server that is there from answering us."""
-    if (trouble := _TROUBLE.get(ask(f"{server}/api/admin/version", password=password)[0] or 0)) is not None:
+    if (trouble := _PREFECT.get(ask(f"{server}/api/admin/version", password=password)[0] or 0)) is not None:
         return trouble
     return Trouble.DATABASE if ask(f"{server}/api/ready", DATABASE_S)[0] in (500, 503) else None
 
@@ -99,7 +110,7 @@ def mlflow_trouble(server: str, password: Password | None = None) -> Trouble | N
     if ask(f"{server}/health")[1].strip() != "OK":
         return None
     status, _ = ask(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=0", DATABASE_S, password)
-    return Trouble.DATABASE if status in (500, 503) else _TROUBLE.get(status or 0)
+    return Trouble.DATABASE if status in (500, 503) else _MLFLOW.get(status or 0)
 
 
 def deployment(servers: Servers, name: str = "align/align") -> dict[str, Any] | None:

@@ -134,10 +134,11 @@ def environment(servers: Servers, role: str, home: Path) -> dict[str, str]:
     own |= past_proxies(inherited, servers.reached_at)
     if (password := servers.password()) is not None:
         own[PASSWORD] = password
-    if role == PREFECT:
+    if role == PREFECT:  # whose pages would call port 4200 else, whatever the server's is
+        pages = inherited.get("PREFECT_SERVER_UI_API_URL") or inherited.get("PREFECT_UI_API_URL") or ui_api(servers)
         own |= {
-            "PREFECT_UI_API_URL": ui_api(servers),  # else the pages call port 4200, whatever the server's is
-            "PREFECT_SERVER_UI_API_URL": ui_api(servers),
+            "PREFECT_UI_API_URL": pages,
+            "PREFECT_SERVER_UI_API_URL": pages,
             ORIGINS: ",".join(filter(None, [_origins(_names(servers, servers.prefect_port)), inherited.get(ORIGINS)])),
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flows.servers.state import ORIGINS
@@ -36,7 +36,7 @@ class OwnPages:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008, "reason": wrong[:120]})
             else:
-                await PlainTextResponse(f"{wrong}\n", status_code=403)(scope, receive, send)
+                await JSONResponse({"detail": wrong}, status_code=403)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -83,9 +83,7 @@ def mlflow_found(server: str, do: str, password: Password | None = None) -> Iter
 
 
 def _trouble(name: str, server: str, trouble: asking.Trouble, password: Password | None) -> Finding:
-    own = trouble == asking.Trouble.PASSWORD and password is not None
-    do = password.do if own and password else "see to that server: its log says more"
-    return Finding("servers", BROKEN, f"{name} at {server} {trouble}", do)
+    return Finding("servers", BROKEN, f"{name} at {server} {trouble}", asking.do_about(trouble, password))
 
 
 def _version(package: str, name: str, server: str, version: str, do: str) -> Finding:

@@ -58,10 +58,12 @@ class MlflowServer:
         except MlflowException as error:
             if error.error_code in REFUSED:
                 raise UserError(f"MLflow at {server.shown} {Trouble.PASSWORD}; {mlflow_password().do}") from error
+            why, do = reason(error), "start it"
+            if (strange := server._version_trouble()) is not None:
+                why, do = f"{why}; its version may be why: {strange}", "start one of such a version there"
             without = "go on with --offline-tracking and send later with `align sync`, or " if experiments else ""
             raise UserError(
-                f"MLflow at {server.shown} can't be used: {server._version_trouble() or reason(error)}; start it, or "
-                f"{without}unset "
+                f"MLflow at {server.shown} can't be used: {why}; {do}, or {without}unset "
                 f"MLFLOW_TRACKING_URI to use {home / 'mlflow.db'}"
             ) from error
         return server

@@ -221,10 +221,11 @@ class Native:
 
     def start_postgres(self, data: Path, quiet: Mapping[str, Any]) -> None:
         words = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-k", self.cluster]
-        self.running["postgres"] = subprocess.Popen(
-            [_postgres_bin() / "postgres", "-D", data, "-p", str(self.ports["postgres"]), *words],
-            start_new_session=True, **quiet,
-        )  # fmt: skip
+        with self.log("postgres").open("ab") as log:
+            self.running["postgres"] = subprocess.Popen(
+                [_postgres_bin() / "postgres", "-D", data, "-p", str(self.ports["postgres"]), *words],
+                start_new_session=True, **{**quiet, "stdout": log, "stderr": log},
+            )  # fmt: skip
 
     def _store(self) -> None:
         words = [sys.executable, "-m", "moto.server", "-p", str(self.ports["s3"])]

@@ -26,4 +26,4 @@ def keep(folder: Path) -> str:
 if __name__ == "__main__":
     prepare_services(align_home())
     kept = Path(sys.argv[1])
-    sys.stdout.write(f"{kept} is kept in MLflow: `align up`, then #/runs/{keep(kept)}/artifacts there\n")
+    sys.stdout.write(f"{kept} is kept in MLflow: `align up`, then #/runs/{keep(kept)} there\n")

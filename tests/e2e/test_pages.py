@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 from playwright.sync_api import expect
 
 from tests.e2e.browser import Browser, browser
@@ -128,7 +129,9 @@ def test_a_merged_model_has_a_card_in_mlflow_that_says_how_it_was_made(pages: Pa
     answer = pages.shop.align("run", "pipelines/tiny.yaml", "--until", "merge", "--json", "dpo.max_steps=8")
     assert answer.status == 0, answer.err
     run = answer.stage("merge")["mlflow_run_id"]
-    pages.seen.open(f"http://127.0.0.1:{pages.ports[1]}/#/runs/{run}/artifacts/output/README.md")
+    mlflow = f"http://127.0.0.1:{pages.ports[1]}"
+    experiment = MlflowClient(mlflow).get_run(run).info.experiment_id
+    pages.seen.open(f"{mlflow}/#/experiments/{experiment}/runs/{run}/artifacts/output/README.md")
     pages.seen.shows("An aligned model", "The stages that made it", "The merge")
     pages.seen.picture("model-card", height=2000)
 

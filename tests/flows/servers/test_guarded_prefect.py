@@ -10,7 +10,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from flows.servers import asking
 from flows.servers.guarded_prefect import OwnPages
+from flows.servers.passwords import prefect_password
 
 
 async def answers(request: Request) -> PlainTextResponse:
@@ -58,5 +60,12 @@ def test_requests_and_websockets_are_for_its_own_pages_and_for_programs(
 
 
 def test_what_is_refused_says_what_to_do() -> None:
-    said = TestClient(APP).post("/", headers={"host": "localhost", "origin": "http://a.example"}).text
+    said = TestClient(APP).post("/", headers={"host": "localhost", "origin": "http://a.example"}).json()["detail"]
     assert said.startswith("not for pages of http://a.example; PREFECT_SERVER_CORS_ALLOWED_ORIGINS names others")
+
+
+def test_who_calls_it_by_another_name_is_not_told_to_see_to_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "ask", lambda url, *given, **more: (403, ""))
+    trouble = asking.prefect_trouble("http://box.local:4200")
+    assert trouble == asking.Trouble.NAME
+    assert "PREFECT_SERVER_CORS_ALLOWED_ORIGINS" in asking.do_about(trouble, prefect_password())

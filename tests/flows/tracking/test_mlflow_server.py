@@ -51,5 +51,5 @@ def test_a_server_that_refuses_is_named_without_the_password(home: Path, monkeyp
 
 def test_a_server_of_another_version_is_said_to_be_one(home: Path, old_mlflow: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{old_mlflow}")
-    with pytest.raises(UserError, match=r"can't be used: wanted .*>=3.*, got 1\.30\.0; start it, or go on with"):
+    with pytest.raises(UserError, match=r"version may be why: wanted .*>=3.*, got 1\.30\.0; start one of such"):
         MlflowServer.reach(home, "tiny")

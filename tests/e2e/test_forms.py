@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.forms import methods
-from tests.e2e.test_steering import Steered
+from tests.e2e.test_from_prefect import eventually
+from tests.e2e.test_steering import SECONDS, Steered
 from tests.e2e.test_up import of_up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -38,11 +39,17 @@ def compared(up: Steered) -> str:
     return flow_run
 
 
+def fields(up: Steered, uses: str) -> set[str]:
+    """What a form asks for."""
+    return set(up.api.call(f"/deployments/name/align-{uses}/align-{uses}")["parameter_openapi_schema"]["properties"])
+
+
 def branched(up: Steered, compared: str, uses: str, **more: Any) -> dict[str, str]:
     """The states of the stages of a method that starts from what the comparison had made, by name."""
     form = {"base": "builtin:tiny-llama", "from_run": compared, "held_out": 8, **more}
-    flow_run = up.trigger(f"align-{uses}", **form)
-    up.until(flow_run, "Completed")
+    flow_run = up.trigger(f"align-{uses}", **{name: form[name] for name in fields(up, uses) & set(form)})
+    eventually(lambda: up.flow_run(flow_run)["state_type"] in ("COMPLETED", "FAILED", "CRASHED"), SECONDS)
+    assert up.state(flow_run) == "Completed", up.logs(flow_run)
     return dict(up.tasks(flow_run))
 
 
@@ -56,9 +63,8 @@ def test_methods_that_a_form_names_are_compared_on_the_runs_page(up, compared):
 
 @pytest.mark.parametrize("uses", sorted({*methods()} - {*COMPARED}))
 def test_a_method_branches_from_the_stages_of_an_earlier_run(up, compared, uses):
-    fields = up.api.call(f"/deployments/name/align-{uses}/align-{uses}")["parameter_openapi_schema"]["properties"]
-    short = {name: value for name, value in ONLINE.items() if name in fields and "total_episodes" in fields}
-    states = branched(up, compared, uses, **(short or {"overrides": {f"{uses}.max_steps": 4}}))
+    short = ONLINE if "total_episodes" in fields(up, uses) else {"overrides": {f"{uses}.max_steps": 4}}
+    states = branched(up, compared, uses, **short)
     assert states[uses] == "Completed"
     before = {"base", "instructions", "pairs", "sft", "reward"} & set(states) - {uses}
     assert len(before) >= 2 and {states[stage] for stage in before} == {"Cached"}

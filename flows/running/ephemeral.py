@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -27,9 +28,10 @@ def keep_from_ctrl_c() -> None:
 
 def guard_ephemeral_servers() -> None:
     """Prefect ends its server in an exit handler, which `kill -9` never runs; a guard of each one does it then."""
-    from prefect.server.api.server import SubprocessASGIServer
-
-    for server in SubprocessASGIServer._instances.values():
+    module = sys.modules.get("prefect.server.api.server")
+    if module is None:
+        return  # nobody has started one, and its import takes longer than to refuse what is wrong in a form
+    for server in module.SubprocessASGIServer._instances.values():
         process = server.server_process
         if process is not None and not hasattr(server, "guard"):
             guard = subprocess.Popen(
@@ -39,4 +41,4 @@ def guard_ephemeral_servers() -> None:
             assert guard.stdin is not None
             guard.stdin.write(f"{process.pid}\n")
             guard.stdin.flush()
-            server.guard = guard  # type: ignore[attr-defined]  # holds the pipe open for as long as we live
+            server.guard = guard  # holds the pipe open for as long as we live

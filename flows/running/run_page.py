@@ -155,7 +155,8 @@ class OnPage(Watcher):
     def _tell_all(self) -> None:
         if self.in_mlflow is not None and (page := self.in_mlflow()) is not None:
             self.in_mlflow = None
-            _tell(lambda: create_link_artifact(page, link_text="This run in MLflow", key="mlflow"))
+            what = "Its settings, metrics, models and files"
+            _tell(lambda: create_link_artifact(page, link_text="This run in MLflow", key="mlflow", description=what))
         for label, stage in list(self._stages.items()):
             if stage.text != stage.told:
                 stage.told = stage.text

@@ -59,10 +59,9 @@ def _section(manifest: Manifest) -> str:
         if not name.startswith(("cost/", "train/learning_rate"))
     )
     content = ", ".join(_short(value) for value in said["content"].values())
-    lines = [f"**{manifest.uses}** `{manifest.key[:12]}`: {settings}"]
-    lines += [f"  data or weights: {content}"] if content else []
-    lines += [f"  {shown}"] if shown else []
-    return "\n".join(lines) + "\n"
+    lines = [("settings", settings), ("data or weights", content), ("measured", shown)]
+    listed = "".join(f"- {name}: {text}\n" for name, text in lines if text)
+    return f"### {manifest.uses} `{manifest.key[:12]}`\n\n{listed}"
 
 
 def _short(value: Any) -> str:

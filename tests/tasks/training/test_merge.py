@@ -58,7 +58,8 @@ def test_a_merge_whose_rounding_loses_the_tuning_is_refused(kitchen, demonstrati
 
 def test_the_card_says_what_made_it_and_holds_no_path(merge, kitchen):
     card = (merge.handle.path / "README.md").read_text()
-    for said in ("builtin:tiny-llama", "**sft**", "**dpo**", "beta 0.3", "licence of the base", "kl_to_saved"):
+    for said in ("builtin:tiny-llama", "### sft", "### dpo", "beta 0.3", "licence of the base", "kl_to_saved"):
         assert said in card
+    assert "\n- settings: " in card and "\n- data or weights: " in card and "\n- measured: " in card
     assert str(kitchen.store.home) not in card
     assert json.loads((merge.handle.path / "config.json").read_text())["model_type"] == "llama"

@@ -43,6 +43,25 @@ class Browser:
         for text in texts:
             expect(self.page.get_by_text(text).filter(visible=True).first).to_be_visible(timeout=PATIENCE_MS)
 
+    def shows_picture(self, name: str) -> None:
+        """Waits until one of that name, or of none, is drawn: what the page shows first is an icon."""
+        drawn = f"img[src*='{name}'], img[src^='blob:'], img[src^='data:image']"
+        large = "css => [...document.querySelectorAll(css)].some(one => one.naturalWidth > 300)"
+        self.page.wait_for_function(large, arg=drawn)
+
+    def scroll_to(self, text: str, table: Locator) -> None:
+        """Until a table shows it that holds no more rows than can be seen."""
+        table.hover()
+        for _ in range(100):
+            if self.page.get_by_text(text, exact=True).filter(visible=True).count():
+                for further in (200, 1):  # the names of MLflow's rows follow their values one turn of the wheel late
+                    self.page.mouse.wheel(0, further)
+                    self.page.wait_for_timeout(200)
+                return
+            self.page.mouse.wheel(0, 200)
+            self.page.wait_for_timeout(200)
+        raise AssertionError(f"{text} is not in the table")
+
     def picture(self, name: str, height: int | None = None) -> None:
         """Of what can be seen, or as if the window were so high: these pages scroll within themselves."""
         before = self.page.viewport_size

@@ -15,7 +15,10 @@ EXPERIMENT = "operated"
 
 
 def keep(folder: Path) -> str:
-    """Its files, in a run of their own; gives the run's id."""
+    """Its files, in a run of their own; gives the run's id. Raises SystemExit for what shows nothing."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if not files or any(path.stat().st_size == 0 for path in files):
+        raise SystemExit(f"{folder}: wanted pictures and logs, got {len(files)} files, some of them empty")
     server = MlflowServer.reach(align_home(), EXPERIMENT)
     run = server.make(EXPERIMENT, folder.name, {"align.kind": "pictures"})
     server.client.log_artifacts(run, str(folder))

@@ -9,8 +9,9 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 
 class Server(ABC):
@@ -64,3 +65,16 @@ def answers(port: int, path: str = "/") -> bool:
         return False
     finally:
         connection.close()
+
+
+def eventually(found: Callable[[], Any], seconds: float) -> Any:
+    """What `found` gives, once it gives something."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if answer := found():
+                return answer
+        except OSError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.3)

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.forms import methods
-from tests.e2e.test_from_prefect import eventually
-from tests.e2e.test_steering import SECONDS, Steered
-from tests.e2e.test_up import of_up
+from tests.e2e.servers import eventually
+from tests.e2e.steered import SECONDS, Steered
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 COMPARED = ["dpo", "kto", "orpo"]
@@ -23,9 +22,7 @@ ONLINE = {"total_episodes": 16, "batch_size": 8, "max_new_tokens": 8}
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steered]:
     up = Steered(tmp_path_factory.mktemp("forms"))
     yield up
-    up.shop.align("down")
-    for process in of_up(up.shop):  # only if `down` did not
-        process.kill()
+    up.end()
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.e2e.conftest import ROOT, Shop
 from tests.e2e.prefect_server import Prefect
+from tests.e2e.servers import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 RECIPE = {"recipe": "pipelines/tiny.yaml", "until": "sft"}
@@ -77,19 +77,6 @@ def _words(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def eventually(found: Callable[[], Any], seconds: float) -> Any:
-    """What `found` gives, once it gives something."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if answer := found():
-                return answer
-        except OSError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import signal
 import psutil
 import pytest
 
-from tests.e2e.test_from_prefect import eventually
-from tests.e2e.test_up import Up, of_up
+from tests.e2e.servers import eventually
+from tests.e2e.up import Up, of_up
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

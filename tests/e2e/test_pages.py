@@ -14,8 +14,7 @@ from playwright.sync_api import expect
 from tests.e2e.browser import Browser, browser
 from tests.e2e.conftest import Shop
 from tests.e2e.prefect_server import Prefect
-from tests.e2e.servers import free_port
-from tests.e2e.test_from_prefect import eventually
+from tests.e2e.servers import eventually, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.pages]
 STEPS = '{"sft.max_steps": 4, "dpo.max_steps": 4, "reward.max_steps": 4, "reward.eval_rows": 4}'
@@ -114,15 +113,28 @@ def test_methods_are_compared_on_the_runs_page_and_side_by_side_in_mlflow(pages:
     pages.page.goto(f"{pages.prefect}/runs/flow-run/{flow_run}")
     expect(pages.page.get_by_text("Completed").first).to_be_visible()
     pages.seen.picture("compare-run")
-    report = shown(pages, flow_run)
-    for name, texts in {
-        "the evaluations": [f"eval_{uses}" for uses in compared], "the trainings": ["train/loss", "sft", *compared],
-    }.items():  # fmt: skip
-        link = re.search(rf"\[MLflow: {name}\]\(([^)]+)\)", report)
+    report = shown(pages, flow_run, "report")
+    for name, runs, metrics in (
+        ("evaluations", [f"eval_{uses}" for uses in compared], ["eval/win_rate", "eval/kl_to_reference"]),
+        ("trainings", ["sft", *compared], ["cost/seconds", "train/loss"]),
+    ):
+        link = re.search(rf"\[MLflow: the {name}\]\(([^)]+)\)", report)
         assert link is not None, report
         pages.seen.open(link[1])
-        pages.seen.shows("Comparing", *texts)
-        pages.seen.picture(f"mlflow-compares-{name.replace(' ', '-')}", height=2000)
+        pages.seen.shows("Comparing", *runs)
+        pages.seen.picture(f"mlflow-compares-{name}", height=2000)
+        for metric in metrics:
+            pages.seen.scroll_to(metric, pages.page.get_by_role("grid").last)
+        pages.seen.picture(f"mlflow-metrics-of-{name}")
+    link = re.search(r"http[^)]+/#/runs/\w+", shown(pages, flow_run, "mlflow"))
+    assert link is not None
+    pages.seen.open(link[0])
+    pages.page.wait_for_url("**/#/experiments/*/runs/*")
+    run = pages.page.url
+    for name in ("comparison.png", "frontier.png"):
+        pages.seen.open(f"{run}/artifacts/{name}")
+        pages.seen.shows_picture(name)
+        pages.seen.picture(f"mlflow-{name.replace('.', '-')}")
 
 
 def test_a_merged_model_has_a_card_in_mlflow_that_says_how_it_was_made(pages: Pages) -> None:
@@ -136,9 +148,9 @@ def test_a_merged_model_has_a_card_in_mlflow_that_says_how_it_was_made(pages: Pa
     pages.seen.picture("model-card", height=2000)
 
 
-def shown(pages: Pages, flow_run: str) -> str:
-    """The report on a run's page."""
-    asked = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"any_": ["report"]}}}
+def shown(pages: Pages, flow_run: str, key: str) -> str:
+    """What a run's page has under this name."""
+    asked = {"artifacts": {"flow_run_id": {"any_": [flow_run]}, "key": {"any_": [key]}}}
     return str(pages.api("/artifacts/filter", asked)[0]["data"])
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_from_prefect import eventually
-from tests.e2e.test_steering import LIMIT, TINY, Steered
-from tests.e2e.test_up import of_up
+from tests.e2e.servers import eventually
+from tests.e2e.steered import LIMIT, Steered
+from tests.e2e.up import TINY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 AWAY_S = 150
@@ -36,6 +36,4 @@ def test_what_trains_goes_on_and_what_serves_hears_of_cancel_and_of_new_runs_whe
         eventually(lambda: up.api.call(LIMIT)["active_slots"] == 0, 600)
         up.until(up.trigger("align", recipe=TINY, until="base"), "Completed")
     finally:
-        up.shop.align("down")
-        for process in of_up(up.shop):  # only if `down` did not
-            process.kill()
+        up.end()

@@ -20,7 +20,7 @@ import pytest
 from flows.servers.stuck_rule import NAME as STUCK
 from tests.e2e.conftest import ROOT, Shop
 from tests.e2e.prefect_server import Prefect
-from tests.e2e.test_from_prefect import eventually
+from tests.e2e.servers import eventually
 from tests.e2e.test_retraining import Retraining
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 TRL := .venv-trl
 DEEPSPEED := .venv-deepspeed
 OPERATED := $(CURDIR)/.operated
+# Prefect closes the files of all logs when it sets up its own: one that is appended to is opened again.
+LOGGED = --log-file-mode=a --log-file-level=INFO --log-file=$(OPERATED)
 
 .PHONY: quickstart test check deploy-test proofs deepspeed pages operated faults bench-ppo lora-sizes clean data constraints
 
@@ -19,7 +21,8 @@ test: $(READY)  ## all tests but the slow proofs
 deploy-test: $(READY)  ## deploy/compose.yaml without containers, a worker killed; with Debian's PostgreSQL
 	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || { apt-get update && apt-get install --yes postgresql; }
 	mkdir -p $(OPERATED)
-	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO --log-file=$(OPERATED)/deploy.log --log-file-level=INFO
+	rm -f $(OPERATED)/deploy.log
+	$(BIN)/python -m pytest -q -m deploy --log-cli-level=INFO $(LOGGED)/deploy.log
 
 proofs: $(READY) $(TRL)/.ready deepspeed  ## the slow tests: the quickstart's real weights, known optima, TRL's functions
 	$(BIN)/python -m pytest -q -m slow
@@ -31,8 +34,8 @@ pages: $(READY)  ## Prefect's and MLflow's pages in headless Chromium (Debian's 
 	ALIGN_SCREENSHOTS=$(OPERATED) $(BIN)/python -m pytest -q -m pages
 
 operated: pages deploy-test  ## these, and what people and schedules do with a server; pictures and logs go to MLflow too
-	$(BIN)/python -m pytest -q -m slow tests/e2e --ignore tests/e2e/test_quickstart.py --durations 20 \
-		--log-file=$(OPERATED)/operated.log --log-file-level=INFO
+	rm -f $(OPERATED)/operated.log
+	$(BIN)/python -m pytest -q -m slow tests/e2e --ignore tests/e2e/test_quickstart.py --durations 20 $(LOGGED)/operated.log
 	$(BIN)/python -m tests.e2e.keep $(OPERATED)
 
 faults: $(READY)  ## two hundred faults, most of them real kills, and a table; options: make faults ARGS="--seed 3 --faults 40"

@@ -63,7 +63,10 @@ def answer(run: Callable[[], Answer]) -> Answer:
         if deployment.id is None or error.exit_status == InterruptedStage.exit_status:
             raise type(error)(said) from None  # Prefect keeps all that is said here, and what is behind it
         watch.logger.error("%s", said)
-        logging.getLogger("prefect.flow_runs").addFilter(_not_told_again)
+        told = logging.getLogger("prefect.flow_runs")
+        told.addFilter(_not_told_again)
+        for handler in told.handlers:
+            handler.flush()  # a page that shows the run as failed no longer looks for what it said
         return Failed(message=said)
     finally:
         leave()

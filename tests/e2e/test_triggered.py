@@ -59,10 +59,10 @@ def test_a_form_with_something_wrong_in_it_fails_at_once_in_the_words_of_the_com
         assert plan.status == 2 and said.startswith(f"{name}: ")
         assert up.flow_run(flow_run)["state"]["message"].endswith(f".yaml: {said}")
         seconds = up.between(flow_run, "Running", "Failed")
-        assert seconds < 1.0
+        assert seconds < 2.0  # one, on a machine that does nothing else
         LOG.info("%s=%s is told %.2f s after the run began", name, wrong[name], seconds)
-        eventually(lambda flow_run=flow_run, said=said: said in up.logged(flow_run), 30)
-        assert "Traceback" not in up.logged(flow_run)
+        logged = up.logged(flow_run)  # by then: its page no longer looks for more
+        assert said in logged and "Traceback" not in logged
 
 
 def test_a_value_out_of_its_range_is_refused_when_the_form_is_sent(up):

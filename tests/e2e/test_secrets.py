@@ -102,6 +102,7 @@ def ran(servers: tuple[Shop, Prefect, Mlflow], tmp_path_factory: pytest.TempPath
         "run", str(project / "recipe.yaml"), "--json", "--until", TRAPS[-1], f"{TRAPS[2]}.batch_size=4",
         cwd=project, SPY_FILE=str(spy / "seen"), PYTHONPATH=f"{spy}:{shop.environment.get('PYTHONPATH', '')}",
         TMPDIR=str(project.parent / "temporary"), PYTHONDONTWRITEBYTECODE="1",
+        TORCHINDUCTOR_CACHE_DIR="", TRITON_CACHE_DIR="",  # which torch gives a process that other tests were run in
         MLFLOW_TRACKING_USERNAME="me", MLFLOW_TRACKING_URI=mlflow.uri.replace("://", f"://me:{IN_MLFLOW_URL}@"),
         PREFECT_API_URL=prefect.api.replace("://", f"://me:{IN_PREFECT_URL}@"), **SECRETS,
     )  # fmt: skip
